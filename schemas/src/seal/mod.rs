@@ -1,0 +1,15 @@
+//! What makes a stream tamper-evident: leaves, the tree over them, signed checkpoints, the keys.
+//!
+//! Formats are RFC 6962 (tree hashes), C2SP signed-note and tlog-checkpoint.
+
+pub mod checkpoint;
+pub mod key;
+pub mod keyring;
+mod leaf;
+mod tree;
+
+pub use leaf::{
+    FLAG_DENIED, FLAG_OUTCOME_UNKNOWN, FLAG_PHI, FLAG_SUBJECTS_PARTIAL, FLAG_UNRECOGNISED, Leaf,
+    flags,
+};
+pub use tree::Tree;
