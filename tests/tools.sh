@@ -1,0 +1,117 @@
+#!/usr/bin/env bash
+# Installs what the tests need beside cargo, each piece once, into a cache folder.
+#
+#   tests/tools.sh [runner] [deny] [python] [node]      nothing named = all four
+#
+#   runner   cargo-nextest                                → $CUSTODY_CACHE/tools/bin
+#   deny     cargo-deny                                   → $CUSTODY_CACHE/tools/bin
+#   python   MCP clients, DuckDB and Polars with Delta    → $CUSTODY_CACHE/python/bin/python
+#   node     Node 22, MCP clients and server-everything   → $CUSTODY_CACHE/node/node_modules
+#
+# CUSTODY_CACHE is ~/.cache/custody unless set. Every piece has a stamp that names what is
+# installed, so a second call takes no time and a changed pin installs anew. Everything comes by
+# name from the package registries that cargo, pip and npm are configured for. Progress and
+# errors go to stderr. Exit: 0 all there, 1 a piece could not be installed, 64 usage.
+set -euo pipefail
+
+NEXTEST=0.9.151
+DENY=0.20.2
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+cache=${CUSTODY_CACHE:-${HOME:?set HOME or CUSTODY_CACHE}/.cache/custody}
+mkdir -p "$cache/stamps" "$cache/logs"
+
+say() { printf 'tools: %s\n' "$*" >&2; }
+die() { say "$*"; exit 1; }
+
+# need PROGRAM WHAT-TO-DO: the one thing that we cannot install ourselves.
+need() { command -v "$1" >/dev/null || die "$1 is not installed: $2"; }
+
+# Runs a command with its output in a log; once more after a failure that may be passing.
+attempt() {
+  local name=$1 log="$cache/logs/$1.log"
+  shift
+  "$@" >"$log" 2>&1 </dev/null && return
+  say "$name: failed, once more in 5 seconds"
+  sleep 5
+  "$@" >"$log" 2>&1 </dev/null && return
+  tail -n 25 "$log" >&2
+  die "$name: '$*' failed twice; the whole output is in $log"
+}
+
+# piece NAME VERSION FUNCTION: calls FUNCTION unless the stamp says that VERSION is there.
+piece() {
+  local stamp="$cache/stamps/$1" started=$SECONDS
+  [[ -f $stamp && $(<"$stamp") == "$2" ]] && return
+  say "$1: installing $2"
+  rm -f "$stamp"
+  "$3"
+  printf '%s\n' "$2" >"$stamp"
+  say "$1: installed in $((SECONDS - started)) s"
+}
+
+# crate NAME VERSION: a program from the crate registry. The build folder is its own, so that a
+# broken attempt goes on where it stopped, and it goes away at the end. Built without optimising:
+# that takes half the time, and neither tool does work that would earn it back.
+crate() {
+  [[ $("$cache/tools/bin/$1" --version 2>/dev/null) == *"$2"* ]] && return
+  CARGO_TARGET_DIR="$cache/tools/build" attempt "$1" \
+    cargo install --locked --debug --force --root "$cache/tools" --version "$2" "$1"
+  rm -rf "$cache/tools/build"
+}
+runner() { crate cargo-nextest "$NEXTEST"; }
+deny() { crate cargo-deny "$DENY"; }
+
+python() {
+  rm -rf "$cache/python"
+  if ! python3 -m venv "$cache/python" >"$cache/logs/venv.log" 2>&1; then
+    if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
+      say "python: this python3 cannot make a venv, installing python3-venv"
+      attempt apt-get sh -c 'apt-get update && apt-get install -y python3-venv'
+    fi
+    rm -rf "$cache/python"
+    python3 -m venv "$cache/python" >"$cache/logs/venv.log" 2>&1 ||
+      die "python3 cannot make a venv: install python3-venv (see $cache/logs/venv.log)"
+  fi
+  attempt python "$cache/python/bin/python" -m pip install --no-input --disable-pip-version-check \
+    --only-binary :all: -r "$here/clients/requirements.txt"
+}
+
+node() {
+  mkdir -p "$cache/node"
+  cp "$here"/clients/ts/package.json "$here"/clients/ts/package-lock.json "$cache/node/"
+  attempt node npm ci --prefix "$cache/node" --ignore-scripts --no-audit --no-fund
+}
+
+install() {
+  case $1 in
+    runner)
+      need cargo "install Rust with rustup"
+      piece runner "cargo-nextest $NEXTEST" runner
+      ;;
+    deny)
+      need cargo "install Rust with rustup"
+      piece deny "cargo-deny $DENY" deny
+      ;;
+    python)
+      need python3 "install Python 3.10 or newer"
+      python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
+        die "$(python3 --version) is too old, the clients need 3.10 or newer"
+      piece python "$(python3 --version) $(cksum <"$here/clients/requirements.txt")" python
+      ;;
+    node)
+      need npm "install Node with npm (any version: the tests bring their own Node 22)"
+      piece node "$(cksum <"$here/clients/ts/package-lock.json")" node
+      ;;
+    *)
+      say "'$1' is not one of: runner deny python node"
+      exit 64
+      ;;
+  esac
+}
+
+# One at a time: two test runs may share a cache.
+exec 9>"$cache/tools.lock"
+flock -w 3600 9 || die "another installation has held $cache/tools.lock for an hour"
+[[ $# -gt 0 ]] || set -- runner deny python node
+for name in "$@"; do install "$name"; done
