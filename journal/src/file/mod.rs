@@ -1,0 +1,176 @@
+//! The journal on local disk: segmented append-only logs with group commit.
+//!
+//! A spool is the folder of one writer, `{data}/journal/{writer}`, with two lanes: `main` holds
+//! records, signed checkpoints and small bodies, `bulk` the chunks of large bodies. Each lane is
+//! one sequence of offsets; a partition is a lane seen through a topic, so its offsets have holes.
+//! The format is in `format.rs`, what survives what in [`lane`], [`segment`] and `docs/formats.md`.
+
+mod append;
+pub(crate) mod format;
+pub(crate) mod lane;
+mod reader;
+pub(crate) mod room;
+pub(crate) mod segment;
+pub(crate) mod shelf;
+pub(crate) mod spool;
+#[cfg(test)]
+mod tests;
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+pub use append::FileAppend;
+pub use spool::{LockError, SpoolError};
+
+use crate::{Journal, Partition, Read, ReadError, Topic};
+use lane::dir_of;
+use reader::Reader;
+use room::Room;
+use shelf::Shelf;
+use spool::Lock;
+
+/// How long released segments are kept unless the disk needs the room.
+pub const RETAIN: Duration = Duration::from_secs(72 * 3600);
+
+/// What stands behind a writer's name in the partition of its large bodies.
+const BULK: &str = ".bulk";
+
+/// The lanes there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lanes {
+    /// Records, checkpoints and small bodies.
+    Main,
+    /// Chunks of large bodies.
+    Bulk,
+    /// Control state.
+    Control,
+}
+
+/// Every spool under one folder: that of the writer in this process, and those of writers that no
+/// longer run, so that what they left is still carried to the lake.
+#[derive(Debug)]
+pub struct FileJournal {
+    spools: Vec<Shelves>,
+    retain: Duration,
+}
+
+#[derive(Debug)]
+pub(crate) struct Shelves {
+    writer: String,
+    main: Arc<Shelf>,
+    bulk: Arc<Shelf>,
+    room: Arc<Room>,
+    _lock: Option<Lock>,
+}
+
+impl Shelves {
+    /// The shelves of a spool that this process writes.
+    pub(crate) fn live(
+        writer: &str,
+        main: &Arc<Shelf>,
+        bulk: &Arc<Shelf>,
+        room: &Arc<Room>,
+    ) -> Self {
+        Self {
+            writer: writer.to_owned(),
+            main: Arc::clone(main),
+            bulk: Arc::clone(bulk),
+            room: Arc::clone(room),
+            _lock: None,
+        }
+    }
+
+    /// The shelves of the spool in `dir`, which nobody writes as long as this exists.
+    fn resting(writer: &str, dir: &Path) -> Result<Self, SpoolError> {
+        let lock = Lock::take(dir)?;
+        let room = Arc::new(Room::new(dir, u64::MAX, 0));
+        let shelf = |lane: Lanes| {
+            let shelf = Shelf::new(&dir_of(dir, lane), lane.topics(), Arc::clone(&room));
+            shelf.load(false).map(|_| Arc::new(shelf))
+        };
+        let (main, bulk) = (shelf(Lanes::Main)?, shelf(Lanes::Bulk)?);
+        Ok(Self { writer: writer.to_owned(), main, bulk, room, _lock: Some(lock) })
+    }
+}
+
+impl FileJournal {
+    /// Opens every spool under `dir` for reading.
+    ///
+    /// # Errors
+    /// [`SpoolError`] when one is in use or damaged.
+    pub fn open(dir: &Path) -> Result<Self, SpoolError> {
+        Self::around(dir, None)
+    }
+
+    /// The same, around the spool that this process writes.
+    pub(crate) fn around(dir: &Path, live: Option<Shelves>) -> Result<Self, SpoolError> {
+        let mut spools: Vec<_> = live.into_iter().collect();
+        let io = |error| SpoolError::Read(ReadError::io(dir, error));
+        for folder in fs::read_dir(dir).map_err(io)? {
+            let path = folder.map_err(io)?.path();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let known = spools.iter().any(|spool| spool.writer == name);
+            if !known && dir_of(&path, Lanes::Main).is_dir() && dir_of(&path, Lanes::Bulk).is_dir()
+            {
+                spools.push(Shelves::resting(name, &path)?);
+            }
+        }
+        spools.sort_by(|a, b| a.writer.cmp(&b.writer));
+        Ok(Self { spools, retain: RETAIN })
+    }
+
+    fn shelf(&self, partition: &Partition) -> Result<(&Shelves, &Arc<Shelf>), ReadError> {
+        for spool in &self.spools {
+            let bulk = partition.name.strip_suffix(BULK) == Some(spool.writer.as_str());
+            match partition.topic {
+                Topic::Bodies if bulk => return Ok((spool, &spool.bulk)),
+                Topic::Events | Topic::Bodies if partition.name == spool.writer => {
+                    return Ok((spool, &spool.main));
+                }
+                Topic::Events | Topic::Bodies | Topic::Control => {}
+            }
+        }
+        Err(ReadError::NoPartition(partition.clone()))
+    }
+}
+
+impl Journal for FileJournal {
+    fn partitions(&self) -> Result<Vec<Partition>, ReadError> {
+        let of = |spool: &Shelves| {
+            let name = spool.writer.clone();
+            let bulk = format!("{name}{BULK}");
+            [
+                Partition { topic: Topic::Events, name: name.clone() },
+                Partition { topic: Topic::Bodies, name },
+                Partition { topic: Topic::Bodies, name: bulk },
+            ]
+        };
+        Ok(self.spools.iter().flat_map(of).collect())
+    }
+
+    fn reader(&self, partition: &Partition, from: u64) -> Result<Box<dyn Read>, ReadError> {
+        let (_, shelf) = self.shelf(partition)?;
+        Ok(Box::new(Reader::new(Arc::clone(shelf), partition.topic, from)?))
+    }
+
+    fn release(&self, partition: &Partition, up_to: u64) -> Result<(), ReadError> {
+        let (spool, shelf) = self.shelf(partition)?;
+        shelf.release(partition.topic, up_to);
+        let before =
+            now().saturating_sub(u64::try_from(self.retain.as_micros()).unwrap_or(u64::MAX));
+        shelf.reclaim(before, || spool.room.is_short())
+    }
+}
+
+/// The clock, µs since 1970.
+pub(crate) fn now() -> u64 {
+    micros(SystemTime::now())
+}
+
+/// A time as µs since 1970; 0 before.
+fn micros(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}
