@@ -180,7 +180,7 @@ impl FileSet {
         tags: &BTreeMap<String, String>,
     ) -> Result<Encoded, FileError> {
         let metadata = writer.finish()?;
-        let bytes = Bytes::from(writer.into_inner()?);
+        let bytes = Bytes::from(std::mem::take(writer.inner_mut()));
         let event_date = date_text(day);
         let file_name = format!("{name}-{}.zstd.parquet", uuid::Uuid::new_v4().simple());
         let path = Path::from_iter([format!("{EVENT_DATE}={event_date}"), file_name]);
