@@ -1,0 +1,239 @@
+//! Brings an upstream's answer to the client: recorded first, then the same bytes.
+//!
+//! A JSON answer is read whole up to the limit, inspected, recorded, released. An event stream is
+//! handed to [`crate::stream`]. What is no answer that MCP allows becomes an error that says so,
+//! and what arrived is on the record all the same.
+
+use bytes::{Bytes, BytesMut};
+use custody_schemas::words::Status;
+use http::{HeaderMap, Response, StatusCode, header};
+use http_body_util::BodyExt;
+use hyper::body::{Body as _, Incoming};
+use tokio::time::timeout;
+
+use crate::call::{Asked, Exchange, examine as examine_on};
+use crate::envelope::{Envelope, Look, Shape, same_id};
+use crate::errors::Failure;
+use crate::inspect::{self, Found};
+use crate::payload::Payload;
+use crate::record::{Call, Ending};
+use crate::stream;
+use crate::upstream::{NoAnswer, headers_down, media_type};
+
+/// Brings the answer of a call to its client.
+pub(crate) async fn deliver(
+    exchange: &Exchange<'_>,
+    asked: &Asked,
+    call: Call,
+    answer: Response<Incoming>,
+) -> Response<Payload> {
+    let (head, body) = answer.into_parts();
+    if let Some(failure) = unacceptable(head.status, &head.headers) {
+        let http = Some(head.status.as_u16());
+        return fail(asked, call, failure, Status::HttpError, http, None).await;
+    }
+    if exchange.bind_session(&head.headers).is_err() {
+        let failure = Failure::UpstreamInvalid;
+        return fail(asked, call, failure, Status::HttpError, None, None).await;
+    }
+    if head.status.is_success() && media_type(&head.headers) == "text/event-stream" {
+        let body = stream::of_call(exchange, asked, call, body);
+        return respond(head.status, headers_down(&head.headers), body);
+    }
+    match read_whole(body, exchange.max_message_bytes(), exchange.limits().idle).await {
+        Ok(bytes) => whole(exchange, asked, call, (head.status, head.headers), bytes).await,
+        Err(failure) => {
+            let status = match failure {
+                Failure::AnswerTooLarge => Status::TooLarge,
+                Failure::UpstreamTimeout => Status::Timeout,
+                _ => Status::Unknown,
+            };
+            fail(asked, call, failure, status, Some(head.status.as_u16()), None).await
+        }
+    }
+}
+
+/// Ends a call that got no answer.
+pub(crate) async fn no_answer(asked: &Asked, call: Call, why: NoAnswer) -> Response<Payload> {
+    let (failure, status) = failure_of(why);
+    fail(asked, call, failure, status, None, None).await
+}
+
+/// How it looks that there is no answer, and how the call ended by it.
+pub(crate) fn failure_of(why: NoAnswer) -> (Failure, Status) {
+    match why {
+        NoAnswer::Unreachable => (Failure::Unreachable, Status::Unreachable),
+        NoAnswer::Broken => (Failure::UpstreamBroken, Status::Unknown),
+        NoAnswer::TimedOut => (Failure::UpstreamTimeout, Status::Timeout),
+    }
+}
+
+/// An answer that has arrived whole.
+async fn whole(
+    exchange: &Exchange<'_>,
+    asked: &Asked,
+    mut call: Call,
+    (status, headers): (StatusCode, HeaderMap),
+    bytes: Bytes,
+) -> Response<Payload> {
+    let http_status = Some(status.as_u16());
+    let examined = examine_on(exchange.served, Some(asked), bytes.clone()).await;
+    call.absorb(examined.found);
+    let ending = match examined.answer {
+        Some(answer) => Ending { http_status, response: Some(bytes.clone()), ..answer },
+        None if status.is_success() => {
+            let failure = Failure::UpstreamInvalid;
+            return fail(asked, call, failure, Status::HttpError, http_status, Some(bytes)).await;
+        }
+        None => Ending {
+            http_status,
+            response: Some(bytes.clone()),
+            ..Ending::without_answer(Status::HttpError, None)
+        },
+    };
+    let id = call.id();
+    match call.end(ending).await {
+        Ok(()) => respond(status, headers_down(&headers), Payload::whole(bytes)),
+        Err(_) => asked.failure(Failure::AuditOutcomeUnrecorded, Some(id)),
+    }
+}
+
+/// Ends a call with an error of our own.
+async fn fail(
+    asked: &Asked,
+    call: Call,
+    failure: Failure,
+    status: Status,
+    http_status: Option<u16>,
+    response: Option<Bytes>,
+) -> Response<Payload> {
+    let id = call.id();
+    let ending = Ending {
+        http_status,
+        response,
+        ..Ending::without_answer(status, Some(failure.code()))
+    };
+    match call.end(ending).await {
+        Ok(()) => asked.failure(failure, Some(id)),
+        Err(_) => asked.failure(Failure::AuditOutcomeUnrecorded, Some(id)),
+    }
+}
+
+/// Why the head of an answer alone rules it out.
+pub(crate) fn unacceptable(status: StatusCode, headers: &HeaderMap) -> Option<Failure> {
+    let encoding = headers.get(header::CONTENT_ENCODING);
+    if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::PROXY_AUTHENTICATION_REQUIRED) {
+        Some(Failure::UpstreamRefused)
+    } else if status.is_redirection()
+        || status.is_informational()
+        || encoding.is_some_and(|value| value != "identity")
+    {
+        Some(Failure::UpstreamInvalid)
+    } else {
+        None
+    }
+}
+
+/// What a message of a server says.
+pub(crate) struct Examined {
+    /// The outcome, if it answers the call.
+    pub(crate) answer: Option<Ending>,
+    /// Whose data it holds.
+    pub(crate) found: Found,
+    /// Its method, if it is a request or notification.
+    pub(crate) method: Option<String>,
+    /// The raw token of its id.
+    pub(crate) id: Option<String>,
+}
+
+impl Examined {
+    /// Nothing can be said.
+    pub(crate) fn nothing() -> Self {
+        let mut found = Found::none();
+        found.note_incomplete();
+        Self { answer: None, found, method: None, id: None }
+    }
+}
+
+/// Reads a message of a server, which may be the answer to `asked`.
+pub(crate) fn examine(rules: &inspect::Rules, asked: Option<&Asked>, bytes: &[u8]) -> Examined {
+    let Ok(message) = Envelope::read(bytes, Look::Everywhere) else {
+        return Examined::nothing();
+    };
+    Examined {
+        answer: asked.and_then(|asked| outcome(asked, &message)),
+        found: inspect::received(rules, asked.and_then(Asked::tool), &message, bytes),
+        method: message.method.as_deref().map(str::to_owned),
+        id: message.id.map(str::to_owned),
+    }
+}
+
+/// The outcome that a message says, if it answers the call.
+fn outcome(asked: &Asked, message: &Envelope<'_>) -> Option<Ending> {
+    let id = message.id.unwrap_or("null");
+    let answers = same_id(id, &asked.id) || (message.error.is_some() && id == "null");
+    let response = matches!(message.shape(), Shape::Response)
+        || (message.error.is_some() && message.method.is_none());
+    if !response || !answers {
+        return None;
+    }
+    let status = match (message.error, message.is_error) {
+        (Some(_), _) => Status::RpcError,
+        (None, true) => Status::ToolError,
+        (None, false) => Status::Ok,
+    };
+    Some(Ending {
+        status,
+        http_status: None,
+        code: message.code.map(str::to_owned),
+        result_type: message.result_type.as_deref().map(str::to_owned),
+        response: None,
+    })
+}
+
+/// Reads a body of at most `limit` bytes.
+pub(crate) async fn read_whole(
+    mut body: Incoming,
+    limit: usize,
+    idle: std::time::Duration,
+) -> Result<Bytes, Failure> {
+    let announced = body.size_hint().lower();
+    if announced > limit as u64 {
+        return Err(Failure::AnswerTooLarge);
+    }
+    let mut first = Bytes::new();
+    let mut joined: Option<BytesMut> = None;
+    loop {
+        let frame = match timeout(idle, body.frame()).await {
+            Ok(Some(Ok(frame))) => frame,
+            Ok(Some(Err(_))) => return Err(Failure::UpstreamBroken),
+            Ok(None) => break,
+            Err(_) => return Err(Failure::UpstreamTimeout),
+        };
+        let Ok(data) = frame.into_data() else { continue };
+        let so_far = joined.as_ref().map_or(first.len(), BytesMut::len);
+        if so_far + data.len() > limit {
+            return Err(Failure::AnswerTooLarge);
+        }
+        match &mut joined {
+            Some(joined) => joined.extend_from_slice(&data),
+            None if first.is_empty() => first = data,
+            None => {
+                let expected = usize::try_from(announced).unwrap_or(0);
+                let mut bytes = BytesMut::with_capacity(expected.max(2 * (so_far + data.len())));
+                bytes.extend_from_slice(&first);
+                bytes.extend_from_slice(&data);
+                joined = Some(bytes);
+            }
+        }
+    }
+    Ok(joined.map_or(first, BytesMut::freeze))
+}
+
+/// A response with these headers and this body.
+pub(crate) fn respond(status: StatusCode, headers: HeaderMap, body: Payload) -> Response<Payload> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    response
+}

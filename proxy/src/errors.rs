@@ -1,0 +1,260 @@
+//! Every way in which the proxy itself refuses or fails a call, and how a client sees it.
+//!
+//! One table gives each its JSON-RPC code, HTTP status and words. A message says what happened,
+//! whether the call can have taken effect, and what to do; it never holds an upstream's address or
+//! anything from a body except the caller's own id.
+
+use bytes::Bytes;
+use custody_schemas::id::CallId;
+use http::StatusCode;
+
+/// Why the proxy answers instead of the upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Failure {
+    /// The opening could not be recorded: nothing was forwarded.
+    AuditUnavailable,
+    /// The ending could not be recorded: the answer is withheld.
+    AuditOutcomeUnrecorded,
+    /// Not JSON.
+    NotJson,
+    /// JSON, but not one JSON-RPC message.
+    Invalid,
+    /// Two keys that are alike.
+    TwinKeys,
+    /// Headers and body disagree.
+    HeaderMismatch,
+    /// A request body longer than the limit.
+    TooLarge,
+    /// The request's body stopped arriving.
+    BodyTimeout,
+    /// No credential, or one that is not known.
+    Unauthenticated,
+    /// `Host` or `Origin` is not one of ours.
+    ForeignOrigin,
+    /// There is no such path.
+    NotFound,
+    /// There is no such server.
+    UnknownServer,
+    /// The session does not exist, or belongs to somebody else.
+    UnknownSession,
+    /// The HTTP method is not one of MCP's.
+    MethodNotAllowed,
+    /// The body is not declared as plain `application/json`.
+    UnsupportedMediaType,
+    /// No connection to the upstream.
+    Unreachable,
+    /// The upstream took too long.
+    UpstreamTimeout,
+    /// The upstream broke off its answer.
+    UpstreamBroken,
+    /// The upstream answered something that is not MCP.
+    UpstreamInvalid,
+    /// The upstream refused the proxy's own credentials.
+    UpstreamRefused,
+    /// The answer is longer than the limit.
+    AnswerTooLarge,
+}
+
+/// How a failure looks from outside.
+struct Face {
+    status: StatusCode,
+    code: i64,
+    reason: &'static str,
+    message: &'static str,
+}
+
+impl Failure {
+    /// The HTTP status.
+    #[must_use]
+    pub fn status(self) -> StatusCode {
+        self.face().status
+    }
+
+    /// The JSON-RPC error code.
+    #[must_use]
+    pub fn code(self) -> i64 {
+        self.face().code
+    }
+
+    /// The word for it in records, metrics and `error.data.reason`.
+    #[must_use]
+    pub fn reason(self) -> &'static str {
+        self.face().reason
+    }
+
+    /// The JSON-RPC error that a client receives. `id` is the raw token of its request, `note`
+    /// says more where there is more to say.
+    #[must_use]
+    pub fn body(self, id: Option<&str>, call: Option<CallId>, note: Option<&str>) -> Bytes {
+        let Face { code, reason, message, .. } = self.face();
+        let id = id.unwrap_or("null");
+        let call = call.map(|call| format!(",\"call\":\"{call}\"")).unwrap_or_default();
+        let message = match note {
+            Some(note) => json_text(&format!("{message}: {note}")),
+            None => json_text(message),
+        };
+        Bytes::from(format!(
+            "{{\"jsonrpc\":\"2.0\",\"id\":{id},\"error\":{{\"code\":{code},\"message\":{message},\
+             \"data\":{{\"reason\":\"{reason}\"{call}}}}}}}"
+        ))
+    }
+
+    fn face(self) -> Face {
+        let (status, code, reason, message) = match self {
+            Self::AuditUnavailable => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                47001,
+                "audit_unavailable",
+                "the call could not be recorded and was not forwarded; it is safe to retry",
+            ),
+            Self::AuditOutcomeUnrecorded => (
+                StatusCode::BAD_GATEWAY,
+                47002,
+                "audit_outcome_unrecorded",
+                "the outcome could not be recorded, so the answer is withheld; the call may have \
+                 taken effect, do not repeat it blindly",
+            ),
+            Self::NotJson => {
+                (StatusCode::BAD_REQUEST, -32700, "not_json", "the body is not JSON; not forwarded")
+            }
+            Self::Invalid => (
+                StatusCode::BAD_REQUEST,
+                -32600,
+                "invalid",
+                "not a message that MCP allows; not forwarded",
+            ),
+            Self::TwinKeys => (
+                StatusCode::BAD_REQUEST,
+                -32600,
+                "twin_keys",
+                "two keys of one object are alike, so the message can be read in two ways; not \
+                 forwarded",
+            ),
+            Self::HeaderMismatch => (
+                StatusCode::BAD_REQUEST,
+                -32020,
+                "header_mismatch",
+                "headers and body disagree; not forwarded",
+            ),
+            Self::TooLarge => (
+                StatusCode::PAYLOAD_TOO_LARGE,
+                47003,
+                "too_large",
+                "the message is longer than max_message_bytes; not forwarded",
+            ),
+            Self::BodyTimeout => (
+                StatusCode::REQUEST_TIMEOUT,
+                47004,
+                "body_timeout",
+                "the body of the request did not arrive in time; not forwarded",
+            ),
+            Self::Unauthenticated => (
+                StatusCode::UNAUTHORIZED,
+                47005,
+                "unauthenticated",
+                "a valid key is required as `Authorization: Bearer …`; not forwarded",
+            ),
+            Self::ForeignOrigin => (
+                StatusCode::FORBIDDEN,
+                47006,
+                "foreign_origin",
+                "the Host or Origin header names none of the hosts that this proxy serves \
+                 (proxy.allowed_hosts, proxy.allowed_origins); not forwarded",
+            ),
+            Self::NotFound => (
+                StatusCode::NOT_FOUND,
+                47007,
+                "not_found",
+                "there is nothing here; servers are at /servers/{name}/mcp",
+            ),
+            Self::UnknownServer => (
+                StatusCode::NOT_FOUND,
+                47008,
+                "unknown_server",
+                "no server of this name is configured; not forwarded",
+            ),
+            Self::UnknownSession => (
+                StatusCode::NOT_FOUND,
+                47009,
+                "unknown_session",
+                "no such session; initialize a new one; not forwarded",
+            ),
+            Self::MethodNotAllowed => (
+                StatusCode::METHOD_NOT_ALLOWED,
+                47010,
+                "method_not_allowed",
+                "use POST, GET or DELETE",
+            ),
+            Self::UnsupportedMediaType => (
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                47011,
+                "unsupported_media_type",
+                "send application/json without a content encoding; not forwarded",
+            ),
+            Self::Unreachable => (
+                StatusCode::BAD_GATEWAY,
+                47012,
+                "unreachable",
+                "the server cannot be reached; the call was not delivered",
+            ),
+            Self::UpstreamTimeout => (
+                StatusCode::GATEWAY_TIMEOUT,
+                47013,
+                "timeout",
+                "the server did not answer in time; the call may have taken effect",
+            ),
+            Self::UpstreamBroken => (
+                StatusCode::BAD_GATEWAY,
+                47014,
+                "upstream_broken",
+                "the server broke off; the call may have taken effect",
+            ),
+            Self::UpstreamInvalid => (
+                StatusCode::BAD_GATEWAY,
+                47015,
+                "upstream_invalid",
+                "the server answered something that is not MCP; the call may have taken effect",
+            ),
+            Self::UpstreamRefused => (
+                StatusCode::BAD_GATEWAY,
+                47016,
+                "upstream_refused",
+                "the server refused the credentials that this proxy is configured with",
+            ),
+            Self::AnswerTooLarge => (
+                StatusCode::BAD_GATEWAY,
+                47017,
+                "answer_too_large",
+                "the answer is longer than max_message_bytes; the call may have taken effect",
+            ),
+        };
+        Face { status, code, reason, message }
+    }
+}
+
+fn json_text(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_carries_the_callers_id_as_it_was_written() {
+        let body = Failure::AuditUnavailable.body(Some("\"a\\/b\""), None, Some("no \"room\""));
+        let text = std::str::from_utf8(&body).unwrap();
+        assert!(text.starts_with("{\"jsonrpc\":\"2.0\",\"id\":\"a\\/b\",\"error\":{\"code\":47001,"));
+        let value: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(value["error"]["data"]["reason"], "audit_unavailable");
+        assert!(value["error"]["message"].as_str().unwrap().ends_with(": no \"room\""));
+    }
+
+    #[test]
+    fn the_two_audit_errors_have_the_promised_codes() {
+        let faces = [Failure::AuditUnavailable, Failure::AuditOutcomeUnrecorded]
+            .map(|failure| (failure.code(), failure.status().as_u16(), failure.reason()));
+        assert_eq!(faces[0], (47001, 503, "audit_unavailable"));
+        assert_eq!(faces[1], (47002, 502, "audit_outcome_unrecorded"));
+    }
+}

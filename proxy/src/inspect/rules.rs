@@ -1,0 +1,154 @@
+//! The configuration's own knowledge of a server: which tools carry protected data, and where
+//! patients' identifiers stand (RFC 9535 JSONPath).
+//!
+//! A path is applied to `arguments` (or to `params` where a method has none), and to three readings
+//! of a result: the result itself, its `structuredContent`, and each text block that is JSON.
+
+use std::collections::HashMap;
+
+use custody_schemas::words::Activity;
+use serde_json::Value;
+use serde_json_path::JsonPath;
+
+use super::subjects::Found;
+
+/// Where an identifier stands, and whose identifier it is.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    path: JsonPath,
+    system: String,
+}
+
+/// A rule cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{path:?} is no JSONPath (RFC 9535): {source}")]
+pub struct RuleError {
+    path: String,
+    source: serde_json_path::ParseError,
+}
+
+impl Rule {
+    /// The values at `path` are identifiers of patients in `system` (for example `mrn`).
+    ///
+    /// # Errors
+    /// When `path` is no JSONPath.
+    pub fn new(path: &str, system: impl Into<String>) -> Result<Self, RuleError> {
+        match JsonPath::parse(path) {
+            Ok(path) => Ok(Self { path, system: system.into() }),
+            Err(source) => Err(RuleError { path: path.to_owned(), source }),
+        }
+    }
+
+    fn apply(&self, document: &Value, found: &mut Found) {
+        for node in self.path.query(document).all() {
+            match node {
+                Value::Array(items) => items.iter().for_each(|item| self.value(item, found)),
+                other => self.value(other, found),
+            }
+        }
+    }
+
+    fn value(&self, value: &Value, found: &mut Found) {
+        match value {
+            Value::String(id) if !id.is_empty() => found.add(&self.system, id, None, Vec::new()),
+            Value::Number(id) if !id.is_f64() => {
+                found.add(&self.system, &id.to_string(), None, Vec::new());
+            }
+            Value::String(_)
+            | Value::Number(_)
+            | Value::Null
+            | Value::Bool(_)
+            | Value::Array(_)
+            | Value::Object(_) => {}
+        }
+    }
+}
+
+/// What is known of a tool (or prompt).
+#[derive(Clone, Debug, Default)]
+pub struct ToolRule {
+    /// Whether it carries protected data; unset means as its server.
+    pub phi: Option<bool>,
+    /// What it does to data; unset means by its method.
+    pub activity: Option<Activity>,
+    /// Where patients stand in its arguments.
+    pub arguments: Vec<Rule>,
+    /// Where patients stand in its results.
+    pub result: Vec<Rule>,
+}
+
+/// What is known of a server.
+#[derive(Clone, Debug, Default)]
+pub struct Rules {
+    /// For every tool.
+    pub every: ToolRule,
+    /// For single tools and prompts, by name; these add to those for every tool.
+    pub tools: HashMap<String, ToolRule>,
+}
+
+impl Rules {
+    fn of<'r>(&'r self, tool: Option<&str>) -> impl Iterator<Item = &'r ToolRule> {
+        std::iter::once(&self.every).chain(tool.and_then(|tool| self.tools.get(tool)))
+    }
+
+    /// Whether the tool carries protected data, where a rule says.
+    pub(crate) fn phi(&self, tool: Option<&str>) -> Option<bool> {
+        self.of(tool).filter_map(|rule| rule.phi).last()
+    }
+
+    /// What the tool does to data, where a rule says.
+    pub(crate) fn activity(&self, tool: Option<&str>) -> Option<Activity> {
+        self.of(tool).filter_map(|rule| rule.activity.clone()).last()
+    }
+
+    pub(super) fn look_at_arguments(
+        &self,
+        tool: Option<&str>,
+        document: Option<&str>,
+        found: &mut Found,
+    ) {
+        if self.of(tool).all(|rule| rule.arguments.is_empty()) {
+            return;
+        }
+        let Some(document) = parse(document, found) else { return };
+        for rule in self.of(tool).flat_map(|rule| &rule.arguments) {
+            rule.apply(&document, found);
+        }
+    }
+
+    pub(super) fn look_at_result(
+        &self,
+        tool: Option<&str>,
+        result: Option<&str>,
+        found: &mut Found,
+    ) {
+        if self.of(tool).all(|rule| rule.result.is_empty()) {
+            return;
+        }
+        let Some(result) = parse(result, found) else { return };
+        let blocks = result.get("content").or_else(|| result.get("contents"));
+        let blocks = blocks.and_then(Value::as_array).into_iter().flatten();
+        let texts = blocks.filter_map(|block| {
+            let text = block.get("text").or_else(|| block.get("resource")?.get("text"))?.as_str()?;
+            serde_json::from_str::<Value>(text).ok()
+        });
+        let documents: Vec<Value> = texts.collect();
+        let readings = documents.iter().chain(result.get("structuredContent"));
+        for document in readings.chain(std::iter::once(&result)) {
+            for rule in self.of(tool).flat_map(|rule| &rule.result) {
+                rule.apply(document, found);
+            }
+        }
+    }
+}
+
+/// A copy to look at; nothing, and a note, when it cannot be read.
+fn parse(document: Option<&str>, found: &mut Found) -> Option<Value> {
+    match serde_json::from_str(document?) {
+        Ok(value) => Some(value),
+        Err(_) => {
+            found.note_incomplete();
+            None
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! The people that were found in a message, each once for each direction.
+//!
+//! Keeps at most [`MAX_SUBJECTS`] of them and counts the others.
+
+use std::collections::HashMap;
+
+use custody_schemas::event::Subject;
+use custody_schemas::id::Uint;
+use custody_schemas::words::Direction;
+
+/// How many people of one call are kept by name.
+const MAX_SUBJECTS: usize = 8_192;
+/// How many other identifiers of a person are kept.
+const MAX_ALIASES: usize = 8;
+/// How many kinds of data of a person are kept.
+const MAX_CATEGORIES: usize = 16;
+
+/// Whether it was sent, the system, the id.
+type Key = (bool, String, String);
+
+/// What an inspection found.
+#[derive(Clone, Debug)]
+pub(crate) struct Found {
+    direction: Direction,
+    subjects: Vec<Subject>,
+    places: HashMap<Key, usize>,
+    beyond: u64,
+    ambiguous: bool,
+    incomplete: bool,
+    opaque: bool,
+}
+
+impl Found {
+    /// Nothing yet, looking in `direction`.
+    pub(crate) fn new(direction: Direction) -> Self {
+        Self {
+            direction,
+            subjects: Vec::new(),
+            places: HashMap::new(),
+            beyond: 0,
+            ambiguous: false,
+            incomplete: false,
+            opaque: false,
+        }
+    }
+
+    /// Nothing, of a message that was not looked at because it has no content.
+    pub(crate) fn none() -> Self {
+        Self::new(Direction::Received)
+    }
+
+    /// Counts one record of a person.
+    pub(super) fn add(
+        &mut self,
+        system: &str,
+        id: &str,
+        category: Option<&str>,
+        aliases: Vec<String>,
+    ) {
+        let new = Subject {
+            direction: self.direction.clone(),
+            id: id.to_owned(),
+            system: system.to_owned(),
+            aliases,
+            categories: category.map(str::to_owned).into_iter().collect(),
+            records: Some(Uint::new(1)),
+        };
+        self.merge(new);
+    }
+
+    fn merge(&mut self, new: Subject) {
+        let key = (new.direction == Direction::Sent, new.system.clone(), new.id.clone());
+        if let Some(&place) = self.places.get(&key) {
+            let known = &mut self.subjects[place];
+            union(&mut known.aliases, new.aliases, MAX_ALIASES);
+            union(&mut known.categories, new.categories, MAX_CATEGORIES);
+            let sum = |a: Option<Uint>, b: Option<Uint>| {
+                Uint::new(a.map_or(0, Uint::get) + b.map_or(0, Uint::get))
+            };
+            known.records = Some(sum(known.records, new.records));
+        } else if self.subjects.len() < MAX_SUBJECTS {
+            self.places.insert(key, self.subjects.len());
+            self.subjects.push(new);
+        } else {
+            self.beyond += 1;
+            self.incomplete = true;
+        }
+    }
+
+    /// Adds what another message of the same call held.
+    pub(crate) fn absorb(&mut self, other: Self) {
+        self.ambiguous |= other.ambiguous;
+        self.incomplete |= other.incomplete;
+        self.opaque |= other.opaque;
+        self.beyond += other.beyond;
+        for subject in other.subjects {
+            self.merge(subject);
+        }
+    }
+
+    /// Notes that two keys were alike.
+    pub(crate) fn note_twin(&mut self, twin: bool) {
+        self.ambiguous |= twin;
+    }
+
+    /// Notes that not all of the message was examined.
+    pub(crate) fn note_incomplete(&mut self) {
+        self.incomplete = true;
+    }
+
+    /// Notes that the message holds something that cannot be examined, such as a picture.
+    pub(super) fn note_opaque(&mut self) {
+        self.opaque = true;
+    }
+
+    /// Which way the data went.
+    pub(super) fn direction(&self) -> &Direction {
+        &self.direction
+    }
+
+    pub(super) fn is_ambiguous(&self) -> bool {
+        self.ambiguous
+    }
+
+    pub(super) fn is_incomplete(&self) -> bool {
+        self.incomplete
+    }
+
+    pub(super) fn is_opaque(&self) -> bool {
+        self.opaque
+    }
+
+    /// How many people were found, those not kept by name included.
+    pub(crate) fn count(&self) -> u64 {
+        self.subjects.len() as u64 + self.beyond
+    }
+
+    /// The people, in the order in which they were found.
+    pub(crate) fn into_subjects(self) -> Vec<Subject> {
+        self.subjects
+    }
+}
+
+fn union(known: &mut Vec<String>, new: Vec<String>, limit: usize) {
+    for word in new {
+        if known.len() < limit && !known.contains(&word) {
+            known.push(word);
+        }
+    }
+}

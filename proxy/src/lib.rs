@@ -1,0 +1,139 @@
+//! Between agents and MCP servers: every call is recorded before it takes effect.
+//!
+//! # Life of a call
+//! 1. [`server`] accepts the connection and reads the head; [`gate`] holds `Host` and `Origin`
+//!    against the names that the proxy is reached by; the path names one server.
+//! 2. [`call`] is the straight line from here on. [`identity`] checks the credential, the body is
+//!    read up to its limit, [`envelope`] reads id, method and names from its bytes (with [`scan`],
+//!    the one JSON reader that decides anything), [`era`] holds headers against body, [`session`]
+//!    makes sure that a session is the caller's own.
+//! 3. [`inspect`] looks whose data is sent; [`policy`] makes a permit; [`record`] turns the permit
+//!    into the right to send, once the opening of the call is durable.
+//! 4. [`upstream`] spends that right: the same bytes, only the headers that MCP needs.
+//! 5. [`answer`] (or [`stream`], which frames events with [`sse`]) reads what comes back, and lets
+//!    the client have the same bytes once the ending is durable.
+//! 6. Whatever goes wrong is one of [`errors`]. Whoever leaves, the call is ended by its `Drop`.
+//!
+//! No message is ever re-encoded: what an agent and a server exchange arrives byte for byte, or is
+//! refused with an error that says why, and the refusal is recorded.
+
+mod answer;
+mod call;
+pub mod config;
+mod envelope;
+mod era;
+pub mod errors;
+mod gate;
+pub mod identity;
+pub mod inspect;
+mod metrics;
+mod payload;
+mod policy;
+mod record;
+mod scan;
+mod server;
+mod session;
+mod sse;
+mod stream;
+#[cfg(test)]
+mod tests;
+mod upstream;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use custody_journal::Writer;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+pub use config::{Config, Limits, Mistake, OnAuditFailure, Server};
+pub use identity::{Identity, StaticKey};
+pub use upstream::TlsError;
+
+use gate::Gate;
+use identity::Authority;
+use metrics::Metrics;
+use policy::Policy;
+use record::Recorder;
+use session::Sessions;
+use upstream::Upstream;
+
+/// Why a proxy cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The configuration is wrong.
+    #[error("the proxy's configuration has mistakes: {}", join(.0))]
+    Config(Vec<Mistake>),
+    /// No TLS towards a server.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The listener is none.
+    #[error("cannot listen: {0}")]
+    Listen(#[from] std::io::Error),
+}
+
+fn join(mistakes: &[Mistake]) -> String {
+    let lines: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
+    lines.join("; ")
+}
+
+/// A server and the way to it.
+struct Served {
+    server: Server,
+    upstream: Upstream,
+}
+
+/// What all connections share.
+struct Proxy {
+    gate: Gate,
+    authority: Authority,
+    sessions: Sessions,
+    servers: HashMap<String, Arc<Served>>,
+    recorder: Arc<Recorder>,
+    metrics: Arc<Metrics>,
+    max_message_bytes: usize,
+    limits: Limits,
+}
+
+/// Serves `listener` until `shutdown`; returns when every call has been ended. The journal is the
+/// caller's to close, afterwards.
+///
+/// # Errors
+/// [`RunError`], before anything is served.
+pub async fn run(
+    listener: TcpListener,
+    config: Config,
+    writer: Writer,
+    shutdown: CancellationToken,
+) -> Result<(), RunError> {
+    let listen = listener.local_addr()?;
+    let mistakes = config.mistakes(listen);
+    if !mistakes.is_empty() {
+        return Err(RunError::Config(mistakes));
+    }
+    let metrics = Arc::new(Metrics::default());
+    let mut servers = HashMap::with_capacity(config.servers.len());
+    for server in config.servers {
+        let upstream = Upstream::new(&server, &config.limits)?;
+        servers.insert(server.name.clone(), Arc::new(Served { server, upstream }));
+    }
+    let recorder = Recorder::new(
+        writer,
+        config.audit_wait,
+        config.max_message_bytes as u64,
+        Policy::new(config.policy_version),
+        Arc::clone(&metrics),
+    );
+    let proxy = Proxy {
+        gate: Gate::new(listen, &config.allowed_hosts, &config.allowed_origins),
+        authority: Authority::new(&config.identity),
+        sessions: Sessions::default(),
+        servers,
+        recorder,
+        metrics,
+        max_message_bytes: config.max_message_bytes,
+        limits: config.limits,
+    };
+    server::serve(listener, Arc::new(proxy), shutdown).await;
+    Ok(())
+}

@@ -1,0 +1,360 @@
+//! Puts calls on the record: openings, endings, refusals, relayed messages.
+//!
+//! It promises G1 and G2: [`Recorder::open`] returns only when the opening is durable, and what it
+//! returns is the only thing that [`crate::upstream`] takes; [`Call::end`] returns `Ok` only when
+//! the ending is durable. A [`Call`] holds the queue place and the room that its ending will use,
+//! so that even dropping it ends it, with what is known at that moment.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use custody_journal::{OutBody, Part, Slot, Writer};
+use custody_schemas::event::{Data, Decision, Draft, Outcome, PrevCall, What, Who};
+use custody_schemas::id::{CallId, Uint};
+use custody_schemas::kind::Kind;
+use custody_schemas::split_subjects;
+use custody_schemas::words::Status;
+use tokio::time::{timeout, timeout_at};
+
+use crate::errors::Failure;
+use crate::inspect::{self, Found};
+use crate::metrics::Metrics;
+use crate::policy::{Permit, Policy};
+
+/// It could not be recorded in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Unrecorded;
+
+/// The right to send one request: its record is durable. Only recording gives it.
+#[derive(Debug)]
+pub(crate) struct Cleared(());
+
+/// Who called what, and what is known of the data: the part that opening and ending share.
+#[derive(Clone, Debug)]
+pub(crate) struct Facts {
+    /// Who called.
+    pub(crate) who: Arc<Who>,
+    /// What was called.
+    pub(crate) what: Arc<What>,
+    /// The earlier call that it continues.
+    pub(crate) prev: Option<PrevCall>,
+    /// Whether it carries protected data by configuration.
+    pub(crate) phi: bool,
+    /// What was found so far.
+    pub(crate) found: Found,
+}
+
+/// Which way a relayed message goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// From the client to the server.
+    Up,
+    /// From the server to the client.
+    Down,
+}
+
+/// A message beside calls: a notification, a server's request, an answer to one, an HTTP request
+/// without a body.
+#[derive(Debug)]
+pub(crate) struct Relayed {
+    /// Which way it goes.
+    pub(crate) way: Way,
+    /// The call in whose stream it passes.
+    pub(crate) call: Option<CallId>,
+    /// The HTTP method, if it is no plain POST.
+    pub(crate) http: Option<&'static str>,
+    /// Who and what.
+    pub(crate) facts: Facts,
+    /// Its bytes.
+    pub(crate) bytes: Option<Bytes>,
+}
+
+/// Writes the records of a proxy.
+pub(crate) struct Recorder {
+    writer: Writer,
+    wait: Duration,
+    ending_bytes: u64,
+    policy: Policy,
+    metrics: Arc<Metrics>,
+    stopping: AtomicBool,
+}
+
+/// How a call ended.
+#[derive(Debug)]
+pub(crate) struct Ending {
+    /// In one word.
+    pub(crate) status: Status,
+    /// The upstream's HTTP status.
+    pub(crate) http_status: Option<u16>,
+    /// The raw token of the error's code.
+    pub(crate) code: Option<String>,
+    /// `resultType`
+    pub(crate) result_type: Option<String>,
+    /// The answer's bytes.
+    pub(crate) response: Option<Bytes>,
+}
+
+impl Ending {
+    /// An ending without an answer.
+    pub(crate) fn without_answer(status: Status, code: Option<i64>) -> Self {
+        let code = code.map(|code| code.to_string());
+        Self { status, http_status: None, code, result_type: None, response: None }
+    }
+}
+
+impl Recorder {
+    /// A recorder that waits at most `wait` and sets `ending_bytes` of room aside for each call.
+    pub(crate) fn new(
+        writer: Writer,
+        wait: Duration,
+        ending_bytes: u64,
+        policy: Policy,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
+        let stopping = AtomicBool::new(false);
+        Arc::new(Self { writer, wait, ending_bytes, policy, metrics, stopping })
+    }
+
+    /// The policies in force.
+    pub(crate) fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// Whether a call could be recorded now.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.writer.status().problem.is_none() && self.writer.slot(self.ending_bytes).is_ok()
+    }
+
+    /// From now on a call that is dropped was cut off by us.
+    pub(crate) fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// Records that a call is about to be forwarded.
+    pub(crate) async fn open(
+        self: &Arc<Self>,
+        permit: Permit,
+        call: CallId,
+        facts: Facts,
+        request: Bytes,
+    ) -> Result<(Call, Cleared), Unrecorded> {
+        let mut slot = self.writer.slot(self.ending_bytes).map_err(|error| {
+            self.metrics.unavailable();
+            tracing::warn!(%error, "a call cannot be recorded; it is refused");
+            Unrecorded
+        })?;
+        let decision = Arc::clone(permit.decision());
+        let mut draft = facts.draft(Kind::CallRequested, Some(call), Some(&decision));
+        draft.data = facts.data_with_first_subjects();
+        let opening = slot.open(draft, vec![OutBody { part: Part::Request, bytes: request }]);
+        let mut call = Call {
+            slot: Some(slot),
+            id: call,
+            facts,
+            decision,
+            started: Instant::now(),
+            sent: false,
+            recorder: Arc::clone(self),
+        };
+        self.metrics.opened();
+        // From here on, whatever happens to this future, dropping `call` ends it.
+        match timeout(self.wait, opening).await {
+            Ok(Ok(_)) => {
+                call.sent = true;
+                return Ok((call, Cleared(())));
+            }
+            Ok(Err(error)) => {
+                tracing::warn!(%error, call = %call.id, "a call could not be recorded; it is refused");
+            }
+            Err(_) => {
+                tracing::warn!(call = %call.id, "a call was not recorded in time; it is refused");
+            }
+        }
+        self.metrics.unavailable();
+        Err(Unrecorded)
+    }
+
+    /// Records that a call was refused.
+    pub(crate) async fn deny(
+        &self,
+        failure: Failure,
+        facts: &Facts,
+        request: Option<Bytes>,
+    ) -> Result<CallId, Unrecorded> {
+        let call = new_call();
+        let decision = self.policy.denial(failure);
+        let mut draft = facts.draft(Kind::CallDenied, Some(call), Some(&decision));
+        draft.data = facts.data_with_first_subjects();
+        self.metrics.denied();
+        self.append(draft, body(Part::Request, request)).await.map(|()| call)
+    }
+
+    /// Records a message beside calls, which may then go on.
+    pub(crate) async fn relay(&self, relayed: Relayed) -> Result<Cleared, Unrecorded> {
+        let facts = &relayed.facts;
+        let mut draft = facts.draft(Kind::MessageRelayed, relayed.call, None);
+        draft.data = facts.data_with_first_subjects();
+        draft = draft.with(
+            "direction",
+            match relayed.way {
+                Way::Up => "to_server",
+                Way::Down => "to_client",
+            },
+        );
+        if let Some(http) = relayed.http {
+            draft = draft.with("http_method", http);
+        }
+        self.metrics.relayed();
+        self.append(draft, body(Part::Request, relayed.bytes)).await.map(|()| Cleared(()))
+    }
+
+    async fn append(&self, draft: Draft, bodies: Vec<OutBody>) -> Result<(), Unrecorded> {
+        let kind = draft.kind.clone();
+        match timeout(self.wait, self.writer.append(draft, bodies)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, %kind, "an event could not be recorded");
+                Err(Unrecorded)
+            }
+            Err(_) => {
+                tracing::warn!(%kind, "an event was not recorded in time");
+                Err(Unrecorded)
+            }
+        }
+    }
+}
+
+/// A new call's id.
+pub(crate) fn new_call() -> CallId {
+    CallId::from_uuid(uuid::Uuid::now_v7())
+}
+
+fn body(part: Part, bytes: Option<Bytes>) -> Vec<OutBody> {
+    bytes.filter(|bytes| !bytes.is_empty()).map(|bytes| OutBody { part, bytes }).into_iter().collect()
+}
+
+impl Facts {
+    fn draft(&self, kind: Kind, call: Option<CallId>, decision: Option<&Arc<Decision>>) -> Draft {
+        let mut draft = Draft::new(kind);
+        draft.call = call;
+        draft.who = Some(Arc::clone(&self.who));
+        draft.what = Some(Arc::clone(&self.what));
+        draft.decision = decision.map(Arc::clone);
+        draft.prev_call = self.prev.clone();
+        draft
+    }
+
+    /// The data of an event that has no `subjects.listed` beside it.
+    fn data_with_first_subjects(&self) -> Data {
+        let mut data = inspect::data(self.phi, &self.found);
+        data.subjects = split_subjects(self.found.clone().into_subjects()).0;
+        data
+    }
+}
+
+/// A call whose opening has been handed over and whose ending has not.
+pub(crate) struct Call {
+    slot: Option<Slot>,
+    id: CallId,
+    facts: Facts,
+    decision: Arc<Decision>,
+    started: Instant,
+    sent: bool,
+    recorder: Arc<Recorder>,
+}
+
+impl Call {
+    /// Its id.
+    pub(crate) fn id(&self) -> CallId {
+        self.id
+    }
+
+    /// Who called what.
+    pub(crate) fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// Adds what was found in a message of the call.
+    pub(crate) fn absorb(&mut self, found: Found) {
+        self.facts.found.absorb(found);
+    }
+
+    /// Records how the call ended; `Ok` means that it is durable.
+    pub(crate) async fn end(mut self, mut ending: Ending) -> Result<(), Unrecorded> {
+        let (first, parts) = split_subjects(self.facts.found.clone().into_subjects());
+        let deadline = tokio::time::Instant::now() + self.recorder.wait;
+        let listed = timeout_at(deadline, self.list(parts)).await.unwrap_or(Err(Unrecorded));
+        if listed.is_err() {
+            ending.status = Status::AuditFailed;
+        }
+        let Some(slot) = self.slot.take() else { return Err(Unrecorded) };
+        let mut draft = self.ending(&ending);
+        draft.data.subjects = first;
+        let ended = slot.end(draft, body(Part::Response, ending.response));
+        self.recorder.metrics.ended(&ending.status);
+        let ended = match timeout_at(deadline, ended).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, call = %self.id, "an answer is withheld: its ending could not be recorded");
+                Err(Unrecorded)
+            }
+            Err(_) => {
+                tracing::warn!(call = %self.id, "an answer is withheld: its ending was not recorded in time");
+                Err(Unrecorded)
+            }
+        };
+        if listed.and(ended).is_err() {
+            self.recorder.metrics.unrecorded();
+        }
+        listed.and(ended)
+    }
+
+    /// Records the people that an ending has no room for.
+    async fn list(
+        &self,
+        parts: Vec<Vec<custody_schemas::event::Subject>>,
+    ) -> Result<(), Unrecorded> {
+        let count = parts.len() as u64;
+        for (part, subjects) in (1u64..).zip(parts) {
+            let mut draft = self.facts.draft(Kind::SubjectsListed, Some(self.id), None);
+            draft.data = Data { subjects, ..inspect::data(true, &Found::none()) };
+            draft.data.subject_status = None;
+            let draft = draft.with("part", part).with("parts", count);
+            self.recorder.append(draft, Vec::new()).await?;
+        }
+        Ok(())
+    }
+
+    fn ending(&self, ending: &Ending) -> Draft {
+        let mut draft = self.facts.draft(Kind::CallEnded, Some(self.id), Some(&self.decision));
+        let duration = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        draft.outcome = Some(Outcome {
+            code: ending.code.clone(),
+            duration_us: Some(Uint::new(duration)),
+            http_status: ending.http_status,
+            result_type: ending.result_type.clone(),
+            status: ending.status.clone(),
+        });
+        draft.data = inspect::data(self.facts.phi, &self.facts.found);
+        draft
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        let Some(slot) = self.slot.take() else { return };
+        let status = if !self.sent {
+            Status::NotForwarded
+        } else if self.recorder.stopping.load(Ordering::Relaxed) {
+            Status::Unknown
+        } else {
+            Status::Abandoned
+        };
+        let mut draft = self.ending(&Ending::without_answer(status.clone(), None));
+        draft.data = self.facts.data_with_first_subjects();
+        self.recorder.metrics.ended(&status);
+        drop(slot.end(draft, Vec::new()));
+    }
+}

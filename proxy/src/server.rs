@@ -1,0 +1,162 @@
+//! The listening edge: connections, heads of requests, paths.
+//!
+//! Every connection has a limit on its head's size and on the time it takes, there is a limit on
+//! connections, and nothing that a client does can end the server. On a stop it takes no new
+//! connection, lets calls in flight finish for a while, and then cuts them off, which ends them.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use custody_schemas::event::Who;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::Proxy;
+use crate::answer::respond;
+use crate::call::{self, Visit, error};
+use crate::errors::Failure;
+use crate::payload::Payload;
+
+/// The longest head of a request.
+const MAX_HEAD_BYTES: usize = 64 << 10;
+/// How long to wait after a connection could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Serves until `shutdown`, then drains.
+pub(crate) async fn serve(listener: TcpListener, proxy: Arc<Proxy>, shutdown: CancellationToken) {
+    let mut connections = JoinSet::new();
+    loop {
+        let room = connections.len() < proxy.limits.connections;
+        tokio::select! {
+            () = shutdown.cancelled() => break,
+            Some(_) = connections.join_next() => {}
+            accepted = listener.accept(), if room => match accepted {
+                Ok((stream, peer)) => {
+                    let (proxy, shutdown) = (Arc::clone(&proxy), shutdown.clone());
+                    connections.spawn(connection(stream, peer, proxy, shutdown));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+        }
+    }
+    drop(listener);
+    let drained = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(proxy.limits.drain, drained).await.is_err() {
+        tracing::warn!(connections = connections.len(), "cutting off calls that are still open");
+    }
+    proxy.recorder.stop();
+    connections.shutdown().await;
+}
+
+async fn connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    proxy: Arc<Proxy>,
+    shutdown: CancellationToken,
+) {
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "TCP_NODELAY was refused");
+    }
+    proxy.metrics.connections(1);
+    let head = proxy.limits.head;
+    let service = service_fn(|request| {
+        let proxy = Arc::clone(&proxy);
+        async move { Ok::<_, Infallible>(handle(proxy, peer, request).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(head)
+        .max_buf_size(MAX_HEAD_BYTES)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = pin!(connection);
+    let served = tokio::select! {
+        served = connection.as_mut() => served,
+        () = shutdown.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = served {
+        tracing::debug!(%error, "a connection ended early");
+    }
+    proxy.metrics.connections(-1);
+}
+
+/// Where a path leads.
+enum Place<'p> {
+    Server(&'p str),
+    Healthz,
+    Readyz,
+    Metrics,
+    Nowhere,
+}
+
+fn place(path: &str) -> Place<'_> {
+    match path {
+        "/healthz" => Place::Healthz,
+        "/readyz" => Place::Readyz,
+        "/metrics" => Place::Metrics,
+        _ => {
+            let name = path.strip_prefix("/servers/").and_then(|rest| rest.strip_suffix("/mcp"));
+            match name {
+                Some(name) if !name.is_empty() && !name.contains('/') => Place::Server(name),
+                _ => Place::Nowhere,
+            }
+        }
+    }
+}
+
+async fn handle(
+    proxy: Arc<Proxy>,
+    peer: SocketAddr,
+    request: Request<Incoming>,
+) -> Response<Payload> {
+    let (head, body) = request.into_parts();
+    let admitted = proxy.gate.admits(&head.uri, &head.headers);
+    match place(head.uri.path()) {
+        Place::Server(name) => {
+            let visit = Visit {
+                served: proxy.servers.get(name).map(Arc::clone),
+                server: name.to_owned(),
+                proxy,
+                peer,
+                headers: head.headers,
+            };
+            if !admitted {
+                return visit.refuse(&Who::default(), Failure::ForeignOrigin.into(), None).await;
+            }
+            match head.method {
+                Method::POST => call::post(visit, body).await,
+                Method::GET => call::bare(visit, Method::GET, "GET").await,
+                Method::DELETE => call::bare(visit, Method::DELETE, "DELETE").await,
+                _ => error(Failure::MethodNotAllowed, None, None, None),
+            }
+        }
+        _ if !admitted => error(Failure::ForeignOrigin, None, None, None),
+        Place::Healthz => text(StatusCode::OK, "ok\n"),
+        Place::Readyz if proxy.recorder.is_ready() => text(StatusCode::OK, "ready\n"),
+        Place::Readyz => text(StatusCode::SERVICE_UNAVAILABLE, "calls cannot be recorded\n"),
+        Place::Metrics => text(StatusCode::OK, proxy.metrics.text()),
+        Place::Nowhere => error(Failure::NotFound, None, None, None),
+    }
+}
+
+fn text(status: StatusCode, text: impl Into<Bytes>) -> Response<Payload> {
+    let mut headers = HeaderMap::with_capacity(1);
+    let plain = HeaderValue::from_static("text/plain; charset=utf-8");
+    headers.insert(header::CONTENT_TYPE, plain);
+    respond(status, headers, Payload::whole(text.into()))
+}

@@ -1,0 +1,196 @@
+//! Frames a `text/event-stream` without re-encoding it.
+//!
+//! It promises that the frames it returns, joined, are exactly the bytes that came in; that each
+//! frame is one whole event (or what stood between two events); and that it never holds more than
+//! its limit. Line ends may be LF, CR LF or CR, and may be torn between two reads.
+
+use bytes::{Bytes, BytesMut};
+
+/// One event of a stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Frame {
+    /// The bytes as they came, terminator included.
+    pub(crate) raw: Bytes,
+    /// The event's data: its `data` lines, joined by line feeds. Nothing for comments.
+    pub(crate) data: Option<Bytes>,
+}
+
+/// An event is longer than the limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TooLong;
+
+/// Collects bytes until an event is complete.
+#[derive(Debug)]
+pub(crate) struct Framer {
+    buffer: BytesMut,
+    /// Up to here the buffer holds whole lines of the current event.
+    scanned: usize,
+    /// The last line ended with CR at the end of the input, so an LF still belongs to it.
+    after_cr: bool,
+    limit: usize,
+}
+
+impl Framer {
+    /// A framer for events of at most `limit` bytes.
+    pub(crate) fn new(limit: usize) -> Self {
+        Self { buffer: BytesMut::new(), scanned: 0, after_cr: false, limit }
+    }
+
+    /// Adds bytes that have arrived.
+    pub(crate) fn push(&mut self, bytes: &[u8]) {
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    /// The next whole event.
+    pub(crate) fn next(&mut self) -> Result<Option<Frame>, TooLong> {
+        loop {
+            let Some(line) = self.line() else {
+                return if self.buffer.len() > self.limit { Err(TooLong) } else { Ok(None) };
+            };
+            let blank = line.start == line.end;
+            let lf_of_torn_pair = blank && line.end == 0 && self.after_cr && line.next == 1;
+            self.after_cr = line.torn;
+            self.scanned = line.next;
+            if blank && !lf_of_torn_pair {
+                self.scanned = 0;
+                return Ok(Some(frame(self.buffer.split_to(line.next).freeze())));
+            }
+        }
+    }
+
+    /// What is left when the stream has ended: an event without its terminator.
+    pub(crate) fn rest(&mut self) -> Option<Frame> {
+        self.scanned = 0;
+        let raw = self.buffer.split().freeze();
+        (!raw.is_empty()).then(|| frame(raw))
+    }
+
+    /// The line that begins where the scan stands.
+    fn line(&self) -> Option<Line> {
+        let start = self.scanned;
+        let rest = &self.buffer[start..];
+        let end = start + memchr::memchr2(b'\n', b'\r', rest)?;
+        let cr = self.buffer[end] == b'\r';
+        let lf_follows = self.buffer.get(end + 1) == Some(&b'\n');
+        let next = if cr && lf_follows { end + 2 } else { end + 1 };
+        Some(Line { start, end, next, torn: cr && next == self.buffer.len() && !lf_follows })
+    }
+}
+
+struct Line {
+    start: usize,
+    end: usize,
+    next: usize,
+    torn: bool,
+}
+
+fn frame(raw: Bytes) -> Frame {
+    let mut first: Option<(usize, usize)> = None;
+    let mut joined: Option<Vec<u8>> = None;
+    let mut at = 0;
+    while at < raw.len() {
+        let end = memchr::memchr2(b'\n', b'\r', &raw[at..]).map_or(raw.len(), |n| at + n);
+        if let Some(offset) = data_offset(&raw[at..end], at == 0) {
+            let value = (at + offset, end);
+            match (&first, &mut joined) {
+                (None, _) => first = Some(value),
+                (Some(_), Some(joined)) => append(joined, &raw[value.0..value.1]),
+                (Some((from, to)), None) => {
+                    let mut lines = raw[*from..*to].to_vec();
+                    append(&mut lines, &raw[value.0..value.1]);
+                    joined = Some(lines);
+                }
+            }
+        }
+        at = end + 1;
+    }
+    let data = joined.map(Bytes::from).or_else(|| first.map(|(from, to)| raw.slice(from..to)));
+    Frame { raw, data }
+}
+
+fn append(lines: &mut Vec<u8>, line: &[u8]) {
+    lines.push(b'\n');
+    lines.extend_from_slice(line);
+}
+
+/// Where the value begins, if the line is a `data` field.
+fn data_offset(line: &[u8], first: bool) -> Option<usize> {
+    let bom = if first && line.starts_with(b"\xef\xbb\xbf") { 3 } else { 0 };
+    let rest = line[bom..].strip_prefix(b"data")?;
+    match rest {
+        [] => Some(line.len()),
+        [b':', b' ', ..] => Some(bom + 6),
+        [b':', ..] => Some(bom + 5),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn frames(pieces: &[&[u8]]) -> Vec<Frame> {
+        let mut framer = Framer::new(1 << 20);
+        let mut frames = Vec::new();
+        for piece in pieces {
+            framer.push(piece);
+            while let Some(frame) = framer.next().unwrap() {
+                frames.push(frame);
+            }
+        }
+        frames.extend(framer.rest());
+        frames
+    }
+
+    fn data(frames: &[Frame]) -> Vec<String> {
+        let text = |bytes: &Bytes| String::from_utf8(bytes.to_vec()).unwrap();
+        frames.iter().filter_map(|f| f.data.as_ref()).map(text).collect()
+    }
+
+    const STREAM: &[u8] = b"\xef\xbb\xbfid: 1\ndata: {\"a\":1}\n\n: comment\n\nevent: message\r\n\
+        data:{\"b\":\r\ndata: 2}\r\n\r\ndata\rretry: 5\r\rdatax: no\n\ndata: tail";
+
+    #[test]
+    fn events_are_found_and_every_byte_is_kept() {
+        let frames = frames(&[STREAM]);
+        assert_eq!(data(&frames), ["{\"a\":1}", "{\"b\":\n2}", "", "tail"]);
+        let joined: Vec<u8> = frames.iter().flat_map(|f| f.raw.to_vec()).collect();
+        assert_eq!(joined, STREAM);
+        assert_eq!(frames.len(), 6);
+    }
+
+    #[test]
+    fn a_stream_torn_anywhere_gives_the_same_messages() {
+        let whole = data(&frames(&[STREAM]));
+        let single: Vec<&[u8]> = STREAM.chunks(1).collect();
+        assert_eq!(data(&frames(&single)), whole);
+        for at in 0..STREAM.len() {
+            let torn = frames(&[&STREAM[..at], &STREAM[at..]]);
+            assert_eq!(data(&torn), whole, "torn at {at}");
+            let joined: Vec<u8> = torn.iter().flat_map(|f| f.raw.to_vec()).collect();
+            assert_eq!(joined, STREAM);
+        }
+    }
+
+    #[test]
+    fn an_event_longer_than_the_limit_is_an_error() {
+        let mut framer = Framer::new(16);
+        framer.push(b"data: 0123456789");
+        assert_eq!(framer.next(), Ok(None));
+        framer.push(b"0");
+        assert_eq!(framer.next(), Err(TooLong));
+    }
+
+    proptest! {
+        #[test]
+        fn no_byte_is_lost_or_added(text in "[\r\n:da t]{0,40}", at in 0usize..40) {
+            let bytes = text.as_bytes();
+            let at = at.min(bytes.len());
+            let frames = frames(&[&bytes[..at], &bytes[at..]]);
+            let joined: Vec<u8> = frames.iter().flat_map(|f| f.raw.to_vec()).collect();
+            prop_assert_eq!(joined, bytes);
+        }
+    }
+}

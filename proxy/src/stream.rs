@@ -1,0 +1,262 @@
+//! An event stream on its way to a client: each message recorded, then its bytes passed on.
+//!
+//! The frames go on exactly as they came. Messages that arrive together are recorded together.
+//! The answer to the call is its ending; when it cannot be recorded, the last thing in the stream
+//! is an error that says so. Comment lines keep a silent stream open.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use custody_schemas::event::What;
+use custody_schemas::id::CallId;
+use custody_schemas::words::Status;
+use futures::future::join_all;
+use futures::stream::unfold;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use tokio::time::{Instant, timeout};
+
+use crate::answer::Examined;
+use crate::call::{Asked, Exchange, examine};
+use crate::era::Era;
+use crate::errors::Failure;
+use crate::inspect::is_housekeeping;
+use crate::payload::{BrokenOff, Payload};
+use crate::record::{Call, Ending, Facts, Relayed, Way};
+use crate::sse::{Frame, Framer};
+use crate::{Proxy, Served};
+
+/// What keeps a silent stream open.
+const KEEP_ALIVE: &[u8] = b": keep-alive\n\n";
+
+/// The stream that answers a call.
+pub(crate) fn of_call(
+    exchange: &Exchange<'_>,
+    asked: &Asked,
+    call: Call,
+    body: Incoming,
+) -> Payload {
+    let facts = call.facts().clone();
+    let id = call.id();
+    start(exchange, facts, body, Some((asked.clone(), id, call)))
+}
+
+/// The stream of a server's own messages.
+pub(crate) fn of_server(exchange: &Exchange<'_>, facts: Facts, body: Incoming) -> Payload {
+    start(exchange, facts, body, None)
+}
+
+fn start(
+    exchange: &Exchange<'_>,
+    facts: Facts,
+    body: Incoming,
+    call: Option<(Asked, CallId, Call)>,
+) -> Payload {
+    let (asked, call_id, call) = match call {
+        Some((asked, id, call)) => (Some(asked), Some(id), Some(call)),
+        None => (None, None, None),
+    };
+    let streaming = Streaming {
+        proxy: Arc::clone(&exchange.visit.proxy),
+        served: Arc::clone(exchange.served),
+        framer: Framer::new(exchange.max_message_bytes() + 4096),
+        body: Some(body),
+        facts,
+        asked,
+        call_id,
+        call,
+        heard_at: Instant::now(),
+        answered: false,
+        finished: false,
+    };
+    let pieces = unfold(streaming, |mut streaming| async move {
+        let piece = streaming.next().await?;
+        Some((piece, streaming))
+    });
+    Payload::Pieces(Box::pin(pieces))
+}
+
+struct Streaming {
+    proxy: Arc<Proxy>,
+    served: Arc<Served>,
+    framer: Framer,
+    /// Nothing once it has ended.
+    body: Option<Incoming>,
+    facts: Facts,
+    asked: Option<Asked>,
+    call_id: Option<CallId>,
+    /// The call, until it has its answer.
+    call: Option<Call>,
+    heard_at: Instant,
+    /// The client has the answer to its call.
+    answered: bool,
+    finished: bool,
+}
+
+/// What came from the upstream.
+enum Heard {
+    Frames(Vec<Frame>),
+    Silence,
+    End,
+    Broken,
+    TooLong,
+    TimedOut,
+}
+
+type Piece = Result<Bytes, BrokenOff>;
+
+impl Streaming {
+    async fn next(&mut self) -> Option<Piece> {
+        if self.finished {
+            return None;
+        }
+        match self.hear().await {
+            Heard::Frames(frames) => Some(self.pass(frames).await),
+            Heard::Silence => Some(Ok(Bytes::from_static(KEEP_ALIVE))),
+            Heard::End => self.end().await,
+            Heard::Broken => Some(self.fail(Failure::UpstreamBroken, Status::Unknown).await),
+            Heard::TooLong => Some(self.fail(Failure::AnswerTooLarge, Status::TooLarge).await),
+            Heard::TimedOut => Some(self.fail(Failure::UpstreamTimeout, Status::Timeout).await),
+        }
+    }
+
+    /// Waits for at least one whole event.
+    async fn hear(&mut self) -> Heard {
+        loop {
+            let mut frames = Vec::new();
+            loop {
+                match self.framer.next() {
+                    Ok(Some(frame)) => frames.push(frame),
+                    Ok(None) => break,
+                    Err(_) if frames.is_empty() => return Heard::TooLong,
+                    Err(_) => break,
+                }
+            }
+            if !frames.is_empty() {
+                return Heard::Frames(frames);
+            }
+            let Some(body) = &mut self.body else { return Heard::End };
+            match timeout(self.proxy.limits.keep_alive, body.frame()).await {
+                Ok(Some(Ok(frame))) => {
+                    self.heard_at = Instant::now();
+                    if let Ok(data) = frame.into_data() {
+                        self.framer.push(&data);
+                    }
+                }
+                Ok(Some(Err(_))) => return Heard::Broken,
+                Ok(None) => self.body = None,
+                Err(_) if self.heard_at.elapsed() > self.proxy.limits.stream_idle => {
+                    return Heard::TimedOut;
+                }
+                Err(_) => return Heard::Silence,
+            }
+        }
+    }
+
+    /// Records the messages of these frames, then gives their bytes.
+    async fn pass(&mut self, frames: Vec<Frame>) -> Piece {
+        let mut relayed = Vec::new();
+        let mut ending = None;
+        for frame in &frames {
+            let Some(data) = frame.data.as_ref().filter(|data| !data.is_empty()) else { continue };
+            let examined = examine(&self.served, self.asked.as_ref(), data.clone()).await;
+            if let Some(call) = &mut self.call {
+                call.absorb(examined.found.clone());
+                if ending.is_none() && examined.answer.is_some() {
+                    ending = examined
+                        .answer
+                        .map(|answer| Ending { response: Some(data.clone()), ..answer });
+                    continue;
+                }
+            }
+            relayed.push(self.relayed(examined, data.clone()));
+        }
+        let recorder = Arc::clone(&self.proxy.recorder);
+        let recorded = join_all(relayed.into_iter().map(|relayed| recorder.relay(relayed))).await;
+        if recorded.iter().any(Result::is_err) {
+            return self.fail(Failure::AuditOutcomeUnrecorded, Status::AuditFailed).await;
+        }
+        if let Some(ending) = ending
+            && let Some(call) = self.call.take()
+        {
+            if call.end(Ending { http_status: Some(200), ..ending }).await.is_err() {
+                return self.fail(Failure::AuditOutcomeUnrecorded, Status::AuditFailed).await;
+            }
+            self.answered = true;
+        }
+        Ok(joined(&frames))
+    }
+
+    /// A message beside the call's answer.
+    fn relayed(&self, examined: Examined, bytes: Bytes) -> Relayed {
+        let Examined { found, method, id, .. } = examined;
+        let carries_data = method.as_deref().is_none_or(|method| !is_housekeeping(method));
+        let phi = carries_data && self.served.server.phi;
+        let around = &self.facts.what;
+        let what = What {
+            method,
+            rpc_id: id,
+            protocol: around.protocol.clone(),
+            recipient: around.recipient.clone(),
+            server: around.server.clone(),
+            session: around.session,
+            transport: around.transport.clone(),
+            ..What::default()
+        };
+        let facts =
+            Facts { who: Arc::clone(&self.facts.who), what: Arc::new(what), prev: None, phi, found };
+        Relayed { way: Way::Down, call: self.call_id, http: None, facts, bytes: Some(bytes) }
+    }
+
+    /// The upstream has said all.
+    async fn end(&mut self) -> Option<Piece> {
+        if let Some(rest) = self.framer.rest() {
+            return Some(self.pass(vec![rest]).await);
+        }
+        self.finished = true;
+        let call = self.call.take()?;
+        let modern = self.asked.as_ref().is_some_and(|asked| asked.era == Era::Modern);
+        if modern {
+            self.call = Some(call);
+            return Some(self.fail(Failure::UpstreamBroken, Status::Unknown).await);
+        }
+        // A legacy client may ask for the rest of the stream with a GET.
+        let code = Failure::UpstreamBroken.code();
+        let _recorded = call.end(Ending::without_answer(Status::Unknown, Some(code))).await.is_ok();
+        None
+    }
+
+    /// Ends call and stream with an error as the last message.
+    async fn fail(&mut self, failure: Failure, status: Status) -> Piece {
+        self.finished = true;
+        self.body = None;
+        let mut failure = failure;
+        if let Some(call) = self.call.take() {
+            let ending = Ending::without_answer(status, Some(failure.code()));
+            if call.end(ending).await.is_err() {
+                failure = Failure::AuditOutcomeUnrecorded;
+            }
+        }
+        let Some(asked) = self.asked.as_ref().filter(|_| !self.answered) else {
+            return Err(BrokenOff);
+        };
+        let body = failure.body(Some(&asked.id), self.call_id, None);
+        let mut message = BytesMut::with_capacity(body.len() + 32);
+        message.extend_from_slice(b"event: message\ndata: ");
+        message.extend_from_slice(&body);
+        message.extend_from_slice(b"\n\n");
+        Ok(message.freeze())
+    }
+}
+
+fn joined(frames: &[Frame]) -> Bytes {
+    if let [only] = frames {
+        return only.raw.clone();
+    }
+    let length = frames.iter().map(|frame| frame.raw.len()).sum();
+    let mut bytes = BytesMut::with_capacity(length);
+    for frame in frames {
+        bytes.extend_from_slice(&frame.raw);
+    }
+    bytes.freeze()
+}
