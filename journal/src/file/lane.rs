@@ -95,6 +95,7 @@ pub(crate) struct Lane {
     end: End,
     synced_through: u64,
     prepared: Option<JoinHandle<io::Result<std::fs::File>>>,
+    begun: u64,
 }
 
 impl Lane {
@@ -106,7 +107,8 @@ impl Lane {
         let current = shelf.load(true)?;
         let end = shelf.last().map_or(End { position: 0, offset: 0 }, |last| last.end);
         let synced_through = end.position;
-        let mut lane = Self { options, shelf, current, end, synced_through, prepared: None };
+        let mut lane =
+            Self { options, shelf, current, end, synced_through, prepared: None, begun: 0 };
         if lane.current.is_some() {
             lane.prepare_next();
         }
@@ -123,14 +125,18 @@ impl Lane {
         self.end.offset
     }
 
-    /// Makes sure that a batch of about `body_len` bytes fits into the present segment, and says
-    /// whether that segment is still without any batch.
-    pub(crate) fn make_way(&mut self, body_len: usize) -> io::Result<bool> {
+    /// How many segments were begun since the lane was opened.
+    pub(crate) fn begun(&self) -> u64 {
+        self.begun
+    }
+
+    /// Makes sure that a batch of about `body_len` bytes fits into the present segment.
+    pub(crate) fn make_way(&mut self, body_len: usize) -> io::Result<()> {
         let need = batch_len(body_len);
         if self.current.as_ref().is_none_or(|now| self.end.position + need > now.size) {
             self.begin_segment(need)?;
         }
-        Ok(self.end.position == SEGMENT_HEADER)
+        Ok(())
     }
 
     /// Appends a batch and returns its offsets once it is durable.
@@ -219,6 +225,7 @@ impl Lane {
         self.end.position = SEGMENT_HEADER;
         self.synced_through = SEGMENT_HEADER;
         self.current = Some(segment);
+        self.begun += 1;
         self.prepare_next();
         Ok(())
     }

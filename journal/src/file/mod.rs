@@ -121,6 +121,22 @@ impl FileJournal {
         Ok(Self { spools, retain: RETAIN })
     }
 
+    /// Deletes what was released and is old, or all of it where room is short.
+    pub(crate) fn reclaim(&self) {
+        for spool in &self.spools {
+            for shelf in [&spool.main, &spool.bulk] {
+                if let Err(error) = self.reclaim_from(spool, shelf) {
+                    tracing::warn!(%error, "a released segment cannot be deleted");
+                }
+            }
+        }
+    }
+
+    fn reclaim_from(&self, spool: &Shelves, shelf: &Shelf) -> Result<(), ReadError> {
+        let retain = u64::try_from(self.retain.as_micros()).unwrap_or(u64::MAX);
+        shelf.reclaim(now().saturating_sub(retain), || spool.room.is_short())
+    }
+
     fn shelf(&self, partition: &Partition) -> Result<(&Shelves, &Arc<Shelf>), ReadError> {
         for spool in &self.spools {
             let bulk = partition.name.strip_suffix(BULK) == Some(spool.writer.as_str());
@@ -158,9 +174,7 @@ impl Journal for FileJournal {
     fn release(&self, partition: &Partition, up_to: u64) -> Result<(), ReadError> {
         let (spool, shelf) = self.shelf(partition)?;
         shelf.release(partition.topic, up_to);
-        let before =
-            now().saturating_sub(u64::try_from(self.retain.as_micros()).unwrap_or(u64::MAX));
-        shelf.reclaim(before, || spool.room.is_short())
+        self.reclaim_from(spool, shelf)
     }
 }
 

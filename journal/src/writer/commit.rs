@@ -1,0 +1,486 @@
+//! The committer: the one thread that gives events their place and makes them durable.
+//!
+//! It takes everything that waits, seals it into one batch, writes and syncs that once, and only
+//! then wakes those who wait. When anything about a batch fails, the run ends: what was in the
+//! batch is answered as *maybe recorded* (no reader will see it), and a new run is begun, again
+//! and again with growing pauses until the disk takes it. Calls whose ending was in the failed
+//! batch are ended as `unknown` by the new run; calls that still hold their slot simply go on.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use custody_schemas::event::Draft;
+use custody_schemas::id::{CallId, Micros, StreamId};
+use custody_schemas::kind::Kind;
+use custody_schemas::record::Record;
+use custody_schemas::seal::key::Signer;
+use tokio::sync::oneshot;
+
+use super::recovery::{Found, Signed, unknown_ending};
+use super::run::{Run, opened};
+use super::slot::{Hold, Job, Message, Purpose, answer};
+use super::{AppendError, Appended, OpenError, Previous, Recovery, Shared, WriterOptions, state};
+use crate::file::format::FrameKind;
+use crate::file::lane::{Batch, Lane};
+use crate::file::now;
+
+/// After so many bytes a batch takes no further event.
+const BATCH_BYTES: usize = 8 << 20;
+/// After so many events, likewise.
+const BATCH_EVENTS: usize = 8192;
+/// What a record is expected to take up; a larger batch begins a segment of its own accord.
+const USUAL_RECORD: usize = 2048;
+/// The pauses between attempts to begin a run.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(2));
+
+type Reply = oneshot::Sender<Result<Appended, AppendError>>;
+
+/// An event that is in the batch.
+struct Pending {
+    reply: Reply,
+    purpose: Purpose,
+    seq: u64,
+    at: Micros,
+    place: u64,
+    _hold: Hold,
+}
+
+/// The thread's state.
+pub(crate) struct Committer {
+    options: WriterOptions,
+    signer: Signer,
+    signed: Signed,
+    lane: Lane,
+    batch: Batch,
+    queue: VecDeque<Message>,
+    run: Option<Run>,
+    /// What the next run says of this one.
+    previous: Option<Previous>,
+    /// Openings of the calls that are open.
+    open: HashMap<CallId, Vec<u8>>,
+    /// Openings of calls that the next run must end as unknown.
+    orphans: Vec<Vec<u8>>,
+    pending: Vec<Pending>,
+    /// Calls whose ending is in the batch, with their openings.
+    ending: Vec<(CallId, Vec<u8>)>,
+    /// Whether a checkpoint is in the batch.
+    signs: bool,
+    /// The segment in which the run's state has been noted.
+    noted_in: u64,
+    /// The segment being written, and how many leaves were durable when it began.
+    floor: (u64, u64),
+    retry: (Instant, Duration),
+    problem: Arc<io::Error>,
+}
+
+impl Committer {
+    /// Begins the first run after what was `found`.
+    pub(crate) fn open(
+        options: WriterOptions,
+        signer: Signer,
+        lane: Lane,
+        found: Found,
+    ) -> Result<(Self, Recovery), OpenError> {
+        let mut committer = Self {
+            options,
+            signer,
+            signed: found.signed,
+            lane,
+            batch: Batch::new(),
+            queue: VecDeque::new(),
+            run: None,
+            previous: found.previous.clone(),
+            open: HashMap::new(),
+            orphans: found.orphans,
+            pending: Vec::new(),
+            ending: Vec::new(),
+            signs: false,
+            noted_in: 0,
+            floor: (0, 0),
+            retry: (Instant::now(), BACKOFF.0),
+            problem: Arc::new(io::Error::other("not begun")),
+        };
+        let orphans = committer.orphans.len() as u64;
+        let stream = committer.begin().map_err(OpenError::Begin)?;
+        Ok((committer, Recovery { stream, previous: found.previous, orphans }))
+    }
+
+    /// The offset that the next entry will have.
+    pub(crate) fn next_offset(&self) -> u64 {
+        self.lane.next_offset()
+    }
+
+    /// Runs until the queue is closed and empty, or the run is closed.
+    pub(crate) fn run(mut self, shared: &Shared) {
+        let mut more = true;
+        while more {
+            let until = self.run.as_ref().map_or(self.retry.0, |run| run.next_tick(&self.options));
+            more = shared.main.take(&mut self.queue, until);
+            while self.step(shared) {
+                if let Some(reply) = self.close_asked(shared) {
+                    return self.close(shared, reply);
+                }
+            }
+        }
+    }
+
+    /// Stores one batch; whether more messages wait.
+    fn step(&mut self, shared: &Shared) -> bool {
+        if self.run.is_none() && !self.begin_again(shared) {
+            self.refuse_all();
+            return false;
+        }
+        if self.run.as_ref().is_some_and(|run| run.owes_roll(self.options.roll_after)) {
+            self.roll(shared);
+        }
+        if self.close_is_next() {
+            return true;
+        }
+        let committed = self.fill().and_then(|()| self.commit(shared));
+        if let Err(error) = committed {
+            self.fail(shared, error);
+        }
+        !self.queue.is_empty()
+    }
+
+    fn close_is_next(&self) -> bool {
+        matches!(self.queue.front(), Some(Message::Close(_)))
+    }
+
+    fn close_asked(&mut self, shared: &Shared) -> Option<Reply> {
+        if !self.close_is_next() {
+            return None;
+        }
+        let message = self.queue.pop_front();
+        shared.main.close();
+        match message {
+            Some(Message::Close(reply)) => Some(reply),
+            Some(Message::Append(_) | Message::Abandon(..)) | None => None,
+        }
+    }
+
+    // ---- filling a batch -------------------------------------------------------------------
+
+    /// Fills the batch with what waits and what is due.
+    fn fill(&mut self) -> io::Result<()> {
+        let (count, bytes) = self.portion();
+        let at = now();
+        self.start_batch(bytes)?;
+        for _ in 0..count {
+            match self.queue.pop_front() {
+                Some(Message::Append(job)) => self.place(*job, at),
+                Some(Message::Abandon(call, _hold)) => self.abandon(call, at),
+                Some(close @ Message::Close(_)) => {
+                    self.queue.push_front(close);
+                    break;
+                }
+                None => break,
+            }
+        }
+        self.tick(at);
+        Ok(())
+    }
+
+    /// How many messages the next batch takes, and about how many bytes that is.
+    fn portion(&self) -> (usize, usize) {
+        let mut bytes = 0;
+        let mut count = 0;
+        for message in &self.queue {
+            if bytes >= BATCH_BYTES || count >= BATCH_EVENTS {
+                break;
+            }
+            count += 1;
+            bytes += USUAL_RECORD;
+            if let Message::Append(job) = message {
+                bytes += job.chunks.iter().map(|chunk| chunk.value.len() + 128).sum::<usize>();
+            }
+        }
+        (count, bytes)
+    }
+
+    /// Empties the batch; in a new segment it begins with a note of the state.
+    fn start_batch(&mut self, bytes: usize) -> io::Result<()> {
+        self.batch.clear();
+        self.lane.make_way(bytes)?;
+        if self.noted_in == self.lane.begun() {
+            return Ok(());
+        }
+        if let Some(run) = &self.run {
+            let note = state::encode(Some(&run.stream), run.durable_tree(), &self.open);
+            self.batch.push(FrameKind::State, &[], &note);
+        }
+        Ok(())
+    }
+
+    fn place(&mut self, job: Job, now: u64) {
+        let misplaced = match job.purpose {
+            Purpose::Ending(call) if !self.open.contains_key(&call) => Some(AppendError::NotOpen),
+            Purpose::Opening(call) if self.open.contains_key(&call) => {
+                Some(AppendError::Invalid("the call is open already"))
+            }
+            Purpose::Plain | Purpose::Opening(_) | Purpose::Ending(_) => None,
+        };
+        if let Some(error) = misplaced {
+            return job.fail(error);
+        }
+        let Job { purpose, draft, chunks, reply, hold } = job;
+        let record = match self.seal(draft, now) {
+            Ok(record) => record,
+            Err(error) => {
+                answer(reply, Err(error));
+                if let Purpose::Ending(call) = purpose {
+                    self.abandon(call, now);
+                }
+                return;
+            }
+        };
+        for chunk in &chunks {
+            self.batch.push(FrameKind::Chunk, &chunk.header, &chunk.value);
+        }
+        let place = self.batch.push(FrameKind::Event, &[], &record.bytes).unwrap_or(0);
+        let (seq, at) = (record.event.seq.get(), record.event.at);
+        match purpose {
+            Purpose::Plain => {}
+            Purpose::Opening(call) => {
+                self.open.insert(call, record.bytes);
+            }
+            Purpose::Ending(call) => self.ending.extend(self.open.remove_entry(&call)),
+        }
+        self.pending.push(Pending { reply, purpose, seq, at, place, _hold: hold });
+    }
+
+    /// Ends a call whose slot is gone.
+    fn abandon(&mut self, call: CallId, now: u64) {
+        let Some((call, opening)) = self.open.remove_entry(&call) else { return };
+        match unknown_ending(&opening).map(|draft| self.seal(draft, now)) {
+            Some(Ok(record)) => {
+                self.batch.push(FrameKind::Event, &[], &record.bytes);
+                self.ending.push((call, opening));
+            }
+            Some(Err(error)) => tracing::error!(%call, %error, "a call cannot be ended as unknown"),
+            None => tracing::error!(%call, "a call's opening cannot be read"),
+        }
+    }
+
+    fn seal(&mut self, draft: Draft, now: u64) -> Result<Record, AppendError> {
+        if self.run.as_ref().is_some_and(Run::is_full) {
+            self.sign();
+        }
+        let Some(run) = &mut self.run else { return Err(AppendError::Closed) };
+        run.seal(draft, now).map_err(|error| AppendError::Seal(Arc::new(error)))
+    }
+
+    /// Adds what time asks for: a sign of life, a checkpoint.
+    fn tick(&mut self, now: u64) {
+        let Some(run) = &self.run else { return };
+        if run.owes_alive(self.options.alive_after) {
+            match self.seal(Draft::new(Kind::StreamAlive), now) {
+                Ok(record) => {
+                    self.batch.push(FrameKind::Event, &[], &record.bytes);
+                }
+                Err(error) => tracing::error!(%error, "no sign of life"),
+            }
+        }
+        if self.run.as_ref().is_some_and(|run| run.owes_checkpoint(self.options.checkpoint_after)) {
+            self.sign();
+        }
+    }
+
+    fn sign(&mut self) {
+        let Some(run) = &mut self.run else { return };
+        match run.checkpoint(&self.options.origin, &self.signer) {
+            Ok(message) => {
+                self.batch.push(FrameKind::Checkpoint, &[], &message);
+                self.signs = true;
+            }
+            Err(error) => tracing::error!(%error, "a checkpoint cannot be signed"),
+        }
+    }
+
+    // ---- making it durable -----------------------------------------------------------------
+
+    /// Writes and syncs the batch, then wakes those who wait.
+    fn commit(&mut self, shared: &Shared) -> io::Result<()> {
+        let Some(run) = &mut self.run else { return Ok(()) };
+        if self.batch.is_empty() || (self.pending.is_empty() && !self.signs && !run.has_grown()) {
+            return Ok(());
+        }
+        let noted_in = self.lane.begun();
+        let offsets = self.lane.append(&mut self.batch, now())?;
+        self.noted_in = noted_in;
+        if self.floor.0 != self.lane.begun() {
+            self.floor = (self.lane.begun(), run.durable_size());
+        }
+        let events = run.settle();
+        for pending in self.pending.drain(..) {
+            let Pending { reply, seq, at, place, .. } = pending;
+            let stream = run.stream.clone();
+            answer(reply, Ok(Appended { stream, seq, at, offset: offsets.start + place }));
+        }
+        self.ending.clear();
+        if std::mem::take(&mut self.signs) {
+            let (size, root) = run.durable();
+            self.signed.write(&run.stream, size, root);
+        }
+        shared.events.fetch_add(events, Ordering::Relaxed);
+        shared.commits.fetch_add(1, Ordering::Relaxed);
+        shared.ends.send_modify(|ends| ends.main = offsets.end);
+        Ok(())
+    }
+
+    /// Ends the run that could not be written.
+    fn fail(&mut self, shared: &Shared, error: io::Error) {
+        tracing::error!(%error, "the journal cannot be written; this run ends");
+        let vanished = error.kind() == io::ErrorKind::NotFound;
+        self.problem = Arc::new(error);
+        if let Some(run) = self.run.take() {
+            let (size, root) = run.durable();
+            let kept = if vanished { self.floor.1.min(size) } else { size };
+            let (stream, lost) = (run.stream, size - kept);
+            self.previous = Some(Previous { stream, size, root, clean: false, lost });
+        }
+        let mut never_opened = HashSet::new();
+        for Pending { reply, purpose, .. } in self.pending.drain(..) {
+            let source = Arc::clone(&self.problem);
+            answer(reply, Err(AppendError::Unavailable { maybe: true, source }));
+            if let Purpose::Opening(call) = purpose {
+                self.open.remove(&call);
+                never_opened.insert(call);
+            }
+        }
+        for (call, opening) in self.ending.drain(..) {
+            if !never_opened.contains(&call) {
+                self.orphans.push(opening);
+            }
+        }
+        self.signs = false;
+        self.retry = (Instant::now(), BACKOFF.0);
+        shared.poisoned.fetch_add(1, Ordering::Relaxed);
+        shared.present.lock().problem = Some(self.problem.to_string());
+    }
+
+    /// Answers everything that waits: nothing can be recorded at the moment.
+    fn refuse_all(&mut self) {
+        for message in self.queue.drain(..) {
+            let source = Arc::clone(&self.problem);
+            let error = AppendError::Unavailable { maybe: false, source };
+            match message {
+                Message::Append(job) => {
+                    if let Purpose::Ending(call) = job.purpose {
+                        self.orphans.extend(self.open.remove(&call));
+                    }
+                    job.fail(error);
+                }
+                Message::Abandon(call, _hold) => self.orphans.extend(self.open.remove(&call)),
+                Message::Close(reply) => answer(reply, Err(error)),
+            }
+        }
+    }
+
+    // ---- runs ------------------------------------------------------------------------------
+
+    /// Begins a run: `stream.opened` and the endings of orphaned calls in one batch.
+    fn begin(&mut self) -> Result<StreamId, AppendError> {
+        let unavailable =
+            |error| AppendError::Unavailable { maybe: false, source: Arc::new(error) };
+        let stream = Run::name(&self.options.name)
+            .map_err(|_| AppendError::Invalid("the writer's name cannot stand in a stream"))?;
+        self.batch.clear();
+        self.lane.make_way((self.orphans.len() + 1) * USUAL_RECORD).map_err(unavailable)?;
+        let noted_in = self.lane.begun();
+        if !self.open.is_empty() && self.noted_in != noted_in {
+            let note = state::encode(None, &super::tree::Frontier::default(), &self.open);
+            self.batch.push(FrameKind::State, &[], &note);
+        }
+        let mut run = Run::new(stream.clone());
+        let first = opened(&self.options, self.signer.vkey(), self.previous.as_ref());
+        let endings = self.orphans.iter().filter_map(|opening| unknown_ending(opening));
+        let at = now();
+        for draft in std::iter::once(first).chain(endings) {
+            let record = run.seal(draft, at).map_err(|e| AppendError::Seal(Arc::new(e)))?;
+            self.batch.push(FrameKind::Event, &[], &record.bytes);
+        }
+        self.lane.append(&mut self.batch, at).map_err(unavailable)?;
+        run.settle();
+        self.noted_in = noted_in;
+        self.floor = (self.lane.begun(), 0);
+        self.orphans.clear();
+        self.run = Some(run);
+        Ok(stream)
+    }
+
+    /// Tries to begin a run if it is time to; whether there is one.
+    fn begin_again(&mut self, shared: &Shared) -> bool {
+        if Instant::now() < self.retry.0 {
+            return false;
+        }
+        match self.begin() {
+            Ok(stream) => {
+                let mut present = shared.present.lock();
+                present.stream = stream;
+                present.problem = None;
+                drop(present);
+                let end = self.lane.next_offset();
+                shared.ends.send_modify(|ends| ends.main = end);
+                true
+            }
+            Err(error) => {
+                let pause = self.retry.1;
+                tracing::error!(%error, ?pause, "no new run can be begun");
+                self.retry = (Instant::now() + pause, (pause * 2).min(BACKOFF.1));
+                false
+            }
+        }
+    }
+
+    /// Ends the run in order: `stream.closed` and the last checkpoint.
+    fn end_run(&mut self, shared: &Shared) -> Result<Appended, AppendError> {
+        let ended = self.start_batch(USUAL_RECORD).and_then(|()| {
+            let record = self.seal(Draft::new(Kind::StreamClosed), now());
+            let record = record.map_err(|error| io::Error::other(error.to_string()))?;
+            let place = self.batch.push(FrameKind::Event, &[], &record.bytes).unwrap_or(0);
+            self.sign();
+            let base = self.lane.next_offset();
+            self.commit(shared)?;
+            let event = record.event;
+            let (seq, offset) = (event.seq.get(), base + place);
+            Ok(Appended { stream: event.stream, seq, at: event.at, offset })
+        });
+        ended.map_err(|error| {
+            self.fail(shared, error);
+            AppendError::Unavailable { maybe: true, source: Arc::clone(&self.problem) }
+        })
+    }
+
+    /// Ends this run and begins the next.
+    fn roll(&mut self, shared: &Shared) {
+        let Ok(closed) = self.end_run(shared) else { return };
+        if let Some(run) = self.run.take() {
+            let (size, root) = run.durable();
+            let stream = closed.stream;
+            self.previous = Some(Previous { stream, size, root, clean: true, lost: 0 });
+        }
+        self.begin_again(shared);
+    }
+
+    /// Ends the last run of this writer.
+    fn close(mut self, shared: &Shared, reply: Reply) {
+        let closed = match self.run {
+            Some(_) => self.end_run(shared),
+            None => {
+                let source = Arc::clone(&self.problem);
+                Err(AppendError::Unavailable { maybe: false, source })
+            }
+        };
+        shared.main.take(&mut self.queue, Instant::now());
+        for message in self.queue.drain(..) {
+            if let Message::Append(job) = message {
+                job.fail(AppendError::Closed);
+            }
+        }
+        answer(reply, closed);
+    }
+}

@@ -1,0 +1,418 @@
+//! The only way into a stream: a writer that places, seals, stores and signs events.
+//!
+//! * What [`Appending`] answers with `Ok` is on disk, its bodies first.
+//! * Events of one stream have gapless `seq` from 0 and times that never decrease; one that fails
+//!   before it is stored takes no `seq`.
+//! * A call that was opened gets exactly one ending in the journal: the one its [`Slot`] hands in,
+//!   or `unknown` from the slot's drop, from the next run, or from the run after that.
+//! * Nothing here waits for room: a refusal comes at once, before any effect.
+
+mod bulk;
+mod commit;
+mod error;
+mod pack;
+mod queue;
+mod recovery;
+mod run;
+mod slot;
+mod state;
+#[cfg(test)]
+mod tests;
+mod tree;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use bytes::Bytes;
+use custody_schemas::event::Draft;
+use custody_schemas::id::{Hash, Micros, StreamId};
+use custody_schemas::kind::Kind;
+use custody_schemas::seal::key::Signer;
+use parking_lot::Mutex;
+use tokio::sync::{oneshot, watch};
+
+use crate::file::room::Room;
+use crate::file::spool::{Lock, Spool, SpoolOptions};
+use crate::file::{FileJournal, Shelves};
+
+pub use error::{AppendError, OpenError};
+pub use slot::{Appending, Slot};
+
+use queue::Queue;
+use slot::{Hold, Job, Message, Purpose};
+
+/// Bodies of one event that together are no longer than this are stored beside the record.
+pub const SMALL_BODIES: u64 = 64 * 1024;
+
+/// How a writer works. `..WriterOptions::new(dir, name)` fills in what is usual.
+#[derive(Clone, Debug)]
+pub struct WriterOptions {
+    /// The journal's folder, `{data}/journal`; the spool is the folder `name` in it.
+    pub dir: PathBuf,
+    /// The writer's name, see [`custody_schemas::id::is_writer_name`].
+    pub name: String,
+    /// The deployment's name: the first part of the origin of the stream's checkpoints.
+    pub origin: String,
+    /// Length of a segment, 64 MiB by default and at least 1 MiB.
+    pub segment_bytes: u64,
+    /// The most bytes that the spool may hold, 16 GiB by default.
+    pub spool_max_bytes: u64,
+    /// The most calls that may be open, and the most other appends that may wait; 4096 by default.
+    pub queue: usize,
+    /// The most bytes of large bodies that may wait for the disk, beyond those of endings.
+    pub bulk_in_flight_bytes: u64,
+    /// Whether an append waits for the disk. `false` loses what power loss takes: for benchmarks.
+    pub sync: bool,
+    /// When a run ends and the next begins, 24 h by default.
+    pub roll_after: Duration,
+    /// After how long a silence the stream says that it lives, 10 s by default.
+    pub alive_after: Duration,
+    /// The least time between two signed checkpoints, 1 s by default.
+    pub checkpoint_after: Duration,
+    /// The software's version, for `stream.opened`.
+    pub build: String,
+    /// Hash of the configuration in force, for `stream.opened`.
+    pub config_hash: Option<Hash>,
+    /// Version of the policy set in force, for `stream.opened`.
+    pub policy_version: Option<String>,
+    /// Lets tests make the next append fail.
+    #[cfg(test)]
+    pub(crate) fail: Arc<std::sync::atomic::AtomicBool>,
+}
+
+impl WriterOptions {
+    /// The usual options for the writer `name` under the folder `dir`.
+    #[must_use]
+    pub fn new(dir: impl Into<PathBuf>, name: &str) -> Self {
+        Self {
+            dir: dir.into(),
+            name: name.to_owned(),
+            origin: "custody.local".to_owned(),
+            segment_bytes: 64 << 20,
+            spool_max_bytes: 16 << 30,
+            queue: 4096,
+            bulk_in_flight_bytes: 256 << 20,
+            sync: true,
+            roll_after: Duration::from_secs(24 * 3600),
+            alive_after: Duration::from_secs(10),
+            checkpoint_after: Duration::from_secs(1),
+            build: env!("CARGO_PKG_VERSION").to_owned(),
+            config_hash: None,
+            policy_version: None,
+            #[cfg(test)]
+            fail: Arc::default(),
+        }
+    }
+}
+
+/// Where an event ended up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Appended {
+    /// The stream that holds it.
+    pub stream: StreamId,
+    /// Its leaf index.
+    pub seq: u64,
+    /// When it was recorded.
+    pub at: Micros,
+    /// Its offset in the partition of events.
+    pub offset: u64,
+}
+
+/// Which of a record's bodies it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The bytes of the request, or of a relayed message.
+    Request,
+    /// The bytes of the response.
+    Response,
+    /// What the proxy changed.
+    Edits,
+}
+
+/// A body that is handed over with a draft; the writer commits to it and fills in the draft's
+/// reference.
+#[derive(Clone, Debug)]
+pub struct OutBody {
+    /// Which reference of the draft it becomes.
+    pub part: Part,
+    /// Exactly the bytes that passed.
+    pub bytes: Bytes,
+}
+
+/// The offsets after the last durable entry of each lane.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ends {
+    /// Of records, checkpoints and small bodies.
+    pub main: u64,
+    /// Of large bodies.
+    pub bulk: u64,
+}
+
+/// What a run knows of the one before it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Previous {
+    /// Its stream.
+    pub stream: StreamId,
+    /// How many leaves of it are there.
+    pub size: u64,
+    /// The root over them.
+    pub root: Hash,
+    /// Whether it was closed in order.
+    pub clean: bool,
+    /// How many leaves below its last signed size are missing.
+    pub lost: u64,
+}
+
+/// What was found when a writer was opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recovery {
+    /// The stream that this run writes.
+    pub stream: StreamId,
+    /// The run before, if there was one.
+    pub previous: Option<Previous>,
+    /// How many calls had no ending; this run has ended them as `unknown`.
+    pub orphans: u64,
+}
+
+/// How a writer is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// The present stream.
+    pub stream: StreamId,
+    /// Why nothing can be recorded at the moment.
+    pub problem: Option<String>,
+    /// Calls that hold a slot.
+    pub slots: usize,
+    /// Bytes in the spool.
+    pub spool_used_bytes: u64,
+    /// Bytes that the spool may hold.
+    pub spool_max_bytes: u64,
+    /// Events appended since start.
+    pub events: u64,
+    /// Batches written since start: events divided by this is what one sync carries.
+    pub commits: u64,
+    /// Runs that ended because the disk failed.
+    pub poisoned: u64,
+}
+
+/// What the handle, the slots and the committing threads share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    main: Queue<Message>,
+    bulk: Queue<bulk::Load>,
+    room: Arc<Room>,
+    journal: Arc<FileJournal>,
+    ends: watch::Sender<Ends>,
+    present: Mutex<Present>,
+    slots: AtomicUsize,
+    appends: AtomicUsize,
+    bulk_bytes: AtomicU64,
+    events: AtomicU64,
+    commits: AtomicU64,
+    poisoned: AtomicU64,
+    options: WriterOptions,
+}
+
+#[derive(Debug)]
+struct Present {
+    stream: StreamId,
+    problem: Option<String>,
+    closing: bool,
+}
+
+/// Writes one stream after the other into a spool of its own. Cheap to clone; when the last clone
+/// goes, what was handed over is stored and the threads end, without `stream.closed`.
+#[derive(Clone, Debug)]
+pub struct Writer {
+    shared: Arc<Shared>,
+    threads: Arc<Threads>,
+}
+
+impl Writer {
+    /// Opens the spool, ends what the last run left open, begins a run.
+    ///
+    /// # Errors
+    /// [`OpenError`] when the spool is in use, damaged, of a later format or cannot be written.
+    pub fn open(options: WriterOptions, signer: Signer) -> Result<(Self, Recovery), OpenError> {
+        if !custody_schemas::id::is_writer_name(&options.name) {
+            return Err(OpenError::Name(options.name));
+        }
+        let spool = Spool::open(&SpoolOptions {
+            dir: options.dir.join(&options.name),
+            segment_bytes: options.segment_bytes.max(1 << 20),
+            max_bytes: options.spool_max_bytes,
+            sync: options.sync,
+            #[cfg(test)]
+            fail: Arc::clone(&options.fail),
+        })?;
+        let Spool { main, bulk, room, lock } = spool;
+        let live = Shelves::live(&options.name, main.shelf(), bulk.shelf(), &room);
+        let journal = Arc::new(FileJournal::around(&options.dir, Some(live))?);
+        let found = recovery::read_back(&options.dir.join(&options.name), main.shelf())?;
+        let ends = Ends { main: main.next_offset(), bulk: bulk.next_offset() };
+        let (committer, recovery) = commit::Committer::open(options.clone(), signer, main, found)?;
+        let shared = Arc::new(Shared {
+            main: Queue::new(),
+            bulk: Queue::new(),
+            room,
+            journal,
+            ends: watch::Sender::new(Ends { main: committer.next_offset(), ..ends }),
+            present: Mutex::new(Present {
+                stream: recovery.stream.clone(),
+                problem: None,
+                closing: false,
+            }),
+            slots: AtomicUsize::new(0),
+            appends: AtomicUsize::new(0),
+            bulk_bytes: AtomicU64::new(0),
+            events: AtomicU64::new(0),
+            commits: AtomicU64::new(0),
+            poisoned: AtomicU64::new(0),
+            options,
+        });
+        let threads = Threads::start(&shared, committer, bulk, lock)?;
+        Ok((Self { shared, threads: Arc::new(threads) }, recovery))
+    }
+
+    /// Sets aside what a call needs: places in the queue for its opening and its ending, and room
+    /// for both, the ending's bodies having at most `ending_bytes`. Never waits.
+    ///
+    /// # Errors
+    /// [`AppendError::Full`] and [`AppendError::Busy`]: nothing has happened yet, refuse the call.
+    /// [`AppendError::Unavailable`] and [`AppendError::Closed`] likewise.
+    pub fn slot(&self, ending_bytes: u64) -> Result<Slot, AppendError> {
+        self.shared.is_open()?;
+        Slot::reserve(&self.shared, ending_bytes)
+    }
+
+    /// Appends an event that neither opens nor ends a call.
+    pub fn append(&self, draft: Draft, bodies: Vec<OutBody>) -> Appending {
+        let hold = match self.shared.is_open().and_then(|()| Hold::append(&self.shared, &bodies)) {
+            Ok(hold) => hold,
+            Err(error) => return Appending::failed(error),
+        };
+        if is_opening(&draft.kind) || is_ending(&draft.kind) {
+            return Appending::failed(AppendError::Invalid("openings and endings need a slot"));
+        }
+        let (job, appending) = Job::new(Purpose::Plain, draft, bodies, hold);
+        self.shared.submit(job, None);
+        appending
+    }
+
+    /// The durable ends, whenever they move.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<Ends> {
+        self.shared.ends.subscribe()
+    }
+
+    /// The journal that holds this writer's partitions and those of earlier writers in the folder.
+    #[must_use]
+    pub fn journal(&self) -> Arc<FileJournal> {
+        Arc::clone(&self.shared.journal)
+    }
+
+    /// How the writer is doing.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let shared = &self.shared;
+        let (stream, problem) = {
+            let present = shared.present.lock();
+            (present.stream.clone(), present.problem.clone())
+        };
+        Status {
+            stream,
+            problem,
+            slots: shared.slots.load(Ordering::Relaxed),
+            spool_used_bytes: shared.room.used(),
+            spool_max_bytes: shared.room.max(),
+            events: shared.events.load(Ordering::Relaxed),
+            commits: shared.commits.load(Ordering::Relaxed),
+            poisoned: shared.poisoned.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Ends the run: takes nothing new, stores what was handed over, then `stream.closed` and the
+    /// last checkpoint. Calls that are still open are ended as `unknown` by the next run.
+    ///
+    /// # Errors
+    /// [`AppendError::Unavailable`] when the end could not be stored; [`AppendError::Closed`] when
+    /// the writer was closed before.
+    pub async fn close(&self) -> Result<Appended, AppendError> {
+        if std::mem::replace(&mut self.shared.present.lock().closing, true) {
+            return Err(AppendError::Closed);
+        }
+        let (reply, closed) = oneshot::channel();
+        let refused = self.shared.bulk.push(bulk::Load::Close(reply));
+        if refused.is_some() {
+            return Err(AppendError::Closed);
+        }
+        closed.await.unwrap_or(Err(AppendError::Closed))
+    }
+}
+
+impl Shared {
+    fn is_open(&self) -> Result<(), AppendError> {
+        if self.present.lock().closing { Err(AppendError::Closed) } else { Ok(()) }
+    }
+}
+
+/// Whether an event of this kind opens a call or query.
+pub(crate) fn is_opening(kind: &Kind) -> bool {
+    [Kind::CallRequested, Kind::QueryRequested].contains(kind)
+}
+
+/// Whether an event of this kind ends one.
+pub(crate) fn is_ending(kind: &Kind) -> bool {
+    [Kind::CallEnded, Kind::QueryEnded].contains(kind)
+}
+
+/// The two committing threads; dropping this waits for them.
+#[derive(Debug)]
+struct Threads {
+    shared: Arc<Shared>,
+    main: Option<JoinHandle<()>>,
+    bulk: Option<JoinHandle<()>>,
+    /// Let go after both threads have ended.
+    _lock: Lock,
+}
+
+impl Threads {
+    fn start(
+        shared: &Arc<Shared>,
+        committer: commit::Committer,
+        bulk: crate::file::lane::Lane,
+        lock: Lock,
+    ) -> Result<Self, OpenError> {
+        let mut threads = Self { shared: Arc::clone(shared), main: None, bulk: None, _lock: lock };
+        let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
+            thread::Builder::new().name(name.to_owned()).spawn(body).map_err(OpenError::Thread)
+        };
+        let (for_main, for_bulk) = (Arc::clone(shared), Arc::clone(shared));
+        threads.main = Some(spawn("journal-main", Box::new(move || committer.run(&for_main)))?);
+        let carrier = bulk::Carrier::new(bulk);
+        threads.bulk = Some(spawn("journal-bulk", Box::new(move || carrier.run(&for_bulk)))?);
+        Ok(threads)
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        self.shared.present.lock().closing = true;
+        // bulk first: it hands over to main
+        self.shared.bulk.close();
+        end(self.bulk.take());
+        self.shared.main.close();
+        end(self.main.take());
+    }
+}
+
+fn end(thread: Option<JoinHandle<()>>) {
+    if let Some(thread) = thread
+        && thread.join().is_err()
+    {
+        tracing::error!("a committing thread of the journal panicked");
+    }
+}
