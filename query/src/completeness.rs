@@ -1,0 +1,386 @@
+//! What an answer holds and what it cannot show.
+//!
+//! The [`Ledger`] is folded once from every entry that the tail reads, on top of what the lake held
+//! at start, so that each answer carries its completeness without a scan. It is judged over the
+//! writers of the keyring, not over what happened to arrive.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write;
+
+use custody_schemas::id::{Micros, StreamId};
+use custody_schemas::kind::Kind;
+use custody_schemas::record::{Decoded, Identity};
+use custody_schemas::seal::{FLAG_OUTCOME_UNKNOWN, FLAG_PHI, FLAG_UNRECOGNISED};
+use serde::Serialize;
+
+use crate::ranges::Ranges;
+
+/// A writer that says nothing for this long is silent.
+const SILENT_AFTER_US: u64 = 30_000_000;
+
+/// What no answer can show, whatever it counts.
+pub const CANNOT_SHOW: [&str; 3] = [
+    "calls that passed no proxy",
+    "protected health information that no detector recognised",
+    "records that a proxy with a stolen key invented",
+];
+
+/// A writer that the keyring lists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListedWriter {
+    /// Its name.
+    pub name: String,
+    /// Since when its key is in force.
+    pub from: Micros,
+    /// Whether it will write no more.
+    pub retired: bool,
+}
+
+/// What a record is to the ledger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fold {
+    /// A record that was not there yet, or one without identity.
+    New,
+    /// The same record once more.
+    Duplicate,
+    /// Another record under an identity that is taken.
+    Conflict,
+}
+
+/// What is known of a stream.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct StreamState {
+    pub(crate) stored: Ranges,
+    pub(crate) last_at: u64,
+    pub(crate) closed: bool,
+    /// Hashes of the newest records, to tell a resent one from another one.
+    recent: BTreeMap<u64, [u8; 32]>,
+}
+
+/// How many hashes a stream keeps.
+const RECENT: usize = 4096;
+
+/// Sums that only grow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Sums {
+    pub(crate) unknown_outcomes: u64,
+    pub(crate) phi_calls: u64,
+    pub(crate) phi_calls_without_patient: u64,
+    pub(crate) undecodable: u64,
+    pub(crate) conflicts: u64,
+    pub(crate) duplicates: u64,
+    pub(crate) late: u64,
+    pub(crate) degraded: u64,
+    pub(crate) restored: u64,
+    pub(crate) integrity_failures: u64,
+    pub(crate) skipped: u64,
+}
+
+/// Everything that has been read, folded.
+#[derive(Debug, Default)]
+pub(crate) struct Ledger {
+    pub(crate) streams: HashMap<StreamId, StreamState>,
+    /// Open calls, and whether each is one with protected health information.
+    pub(crate) open: HashMap<String, bool>,
+    pub(crate) sums: Sums,
+}
+
+impl Ledger {
+    /// Folds one record.
+    pub(crate) fn fold(&mut self, decoded: &Decoded, bytes: &[u8]) -> Fold {
+        let identity = match decoded {
+            Decoded::Event(event) => event.identity(),
+            Decoded::Identified { identity, .. } => identity.clone(),
+            Decoded::Undecodable { .. } => {
+                self.undecodable();
+                return Fold::New;
+            }
+        };
+        let seq = identity.seq.get();
+        let hash = custody_schemas::record::hash(bytes).0;
+        let stream = self.streams.entry(identity.stream.clone()).or_default();
+        if stream.stored.contains(seq) {
+            // A record whose hash is no longer kept counts as resent; ingest compares with the
+            // stored bytes.
+            let same = stream.recent.get(&seq).is_none_or(|known| *known == hash);
+            if same {
+                self.sums.duplicates += 1;
+                return Fold::Duplicate;
+            }
+            self.sums.conflicts += 1;
+            return Fold::Conflict;
+        }
+        if seq < stream.stored.end() {
+            self.sums.late += 1;
+        }
+        stream.add(seq, hash, &identity);
+        let call = match decoded {
+            Decoded::Event(event) => event.call.map(|call| call.to_string()),
+            Decoded::Identified { .. } | Decoded::Undecodable { .. } => None,
+        };
+        self.count(&identity, call);
+        Fold::New
+    }
+
+    fn count(&mut self, event: &Identity, call: Option<String>) {
+        let phi = event.flags & FLAG_PHI != 0;
+        let is = |kind: Kind| u64::from(event.kind == kind);
+        let sums = &mut self.sums;
+        sums.degraded += is(Kind::AuditDegraded);
+        sums.restored += is(Kind::AuditRestored);
+        sums.integrity_failures += is(Kind::IntegrityFailed);
+        if event.kind == Kind::CallEnded {
+            sums.unknown_outcomes += u64::from(event.flags & FLAG_OUTCOME_UNKNOWN != 0);
+            sums.phi_calls += u64::from(phi);
+            sums.phi_calls_without_patient += u64::from(event.flags & FLAG_UNRECOGNISED != 0);
+        }
+        let Some(call) = call else { return };
+        if event.kind == Kind::CallRequested {
+            self.open.insert(call, phi);
+        } else if event.kind == Kind::CallEnded {
+            self.open.remove(&call);
+        }
+    }
+
+    /// Counts an entry that cannot be understood.
+    pub(crate) fn undecodable(&mut self) {
+        self.sums.undecodable += 1;
+    }
+
+    /// Counts offsets that could not be read.
+    pub(crate) fn skipped(&mut self, offsets: u64) {
+        self.sums.skipped += offsets;
+    }
+
+    /// What an answer given at `now` says of itself; `behind` entries are durable but not in it.
+    pub(crate) fn judge(&self, writers: &[ListedWriter], now: Micros, behind: u64) -> Completeness {
+        let writers = self.writers(writers, now.get());
+        let holds = |w: &&WriterState| matches!(w.state, State::Open | State::Silent);
+        let slowest = writers.iter().filter(holds).min_by_key(|w| w.last_at);
+        let through = slowest.map_or(now.get(), |w| w.last_at.unwrap_or(0)).min(now.get());
+        let held_back_by = slowest.map(|w| w.name.clone());
+        let open_phi = self.open.values().filter(|phi| **phi).count() as u64;
+        let sums = self.sums;
+        Completeness {
+            as_of: text(now.get()),
+            complete_through: text(through),
+            held_back_by,
+            silent: names(&writers, State::Silent),
+            gaps: self.streams.values().map(|s| s.stored.missing()).sum(),
+            open_calls: self.open.len() as u64,
+            unknown_outcomes: sums.unknown_outcomes,
+            phi_calls: sums.phi_calls + open_phi,
+            phi_calls_without_patient: sums.phi_calls_without_patient,
+            undecodable: sums.undecodable,
+            conflicts: sums.conflicts,
+            duplicates: sums.duplicates,
+            late: sums.late,
+            degraded_intervals: sums.degraded,
+            degraded_now: sums.degraded > sums.restored,
+            integrity_failures: sums.integrity_failures,
+            behind: behind + sums.skipped,
+            writers,
+            cannot_show: &CANNOT_SHOW,
+        }
+    }
+
+    fn writers(&self, listed: &[ListedWriter], now: u64) -> Vec<WriterState> {
+        let mut newest: BTreeMap<&str, (&StreamId, &StreamState)> = BTreeMap::new();
+        let mut totals: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
+        for (id, state) in &self.streams {
+            let newer = newest.get(id.writer()).is_none_or(|(_, known)| known.last_at <= state.last_at);
+            if newer {
+                newest.insert(id.writer(), (id, state));
+            }
+            let total = totals.entry(id.writer()).or_default();
+            *total = (total.0 + state.stored.count(), total.1 + state.stored.missing());
+        }
+        let unlisted = newest.keys().filter(|name| !listed.iter().any(|w| w.name == **name));
+        let unlisted = unlisted.map(|name| (*name, None));
+        let names = listed.iter().map(|w| (w.name.as_str(), Some(w))).chain(unlisted);
+        let states = names.map(|(name, listed)| {
+            let stream = newest.get(name);
+            let last_at = stream.map(|(_, state)| state.last_at);
+            let (events, gaps) = totals.get(name).copied().unwrap_or_default();
+            WriterState {
+                name: name.to_owned(),
+                listed: listed.is_some(),
+                state: state(listed, stream.map(|(_, state)| *state), now),
+                stream: stream.map(|(id, _)| id.to_string()),
+                last_at: last_at.or_else(|| listed.map(|w| w.from.get())),
+                last: last_at.map(text),
+                events,
+                gaps,
+            }
+        });
+        states.collect()
+    }
+}
+
+impl StreamState {
+    fn add(&mut self, seq: u64, hash: [u8; 32], event: &Identity) {
+        self.stored.add(seq, seq + 1);
+        self.last_at = self.last_at.max(event.at.get());
+        self.closed |= event.kind == Kind::StreamClosed;
+        self.recent.insert(seq, hash);
+        if self.recent.len() > RECENT {
+            self.recent.pop_first();
+        }
+    }
+}
+
+fn state(listed: Option<&ListedWriter>, stream: Option<&StreamState>, now: u64) -> State {
+    match stream {
+        _ if listed.is_some_and(|w| w.retired) => State::Retired,
+        None => State::Silent,
+        Some(stream) if stream.closed => State::Closed,
+        Some(stream) if stream.last_at + SILENT_AFTER_US < now => State::Silent,
+        Some(_) => State::Open,
+    }
+}
+
+fn names(writers: &[WriterState], state: State) -> Vec<String> {
+    writers.iter().filter(|w| w.state == state).map(|w| w.name.clone()).collect()
+}
+
+/// Microseconds since 1970 as RFC 3339 in UTC.
+pub(crate) fn text(micros: u64) -> String {
+    let micros = i64::try_from(micros).unwrap_or(i64::MAX);
+    jiff::Timestamp::from_microsecond(micros).map_or_else(|_| micros.to_string(), |at| at.to_string())
+}
+
+/// How a writer stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// It writes.
+    Open,
+    /// It has ended its last run in order.
+    Closed,
+    /// Nothing was heard of it for 30 s, or ever.
+    Silent,
+    /// It will write no more.
+    Retired,
+}
+
+/// One writer in a [`Completeness`].
+#[derive(Clone, Debug, Serialize)]
+pub struct WriterState {
+    /// Its name.
+    pub name: String,
+    /// Whether the keyring lists it.
+    pub listed: bool,
+    /// How it stands.
+    pub state: State,
+    /// Its newest run.
+    pub stream: Option<String>,
+    #[serde(skip)]
+    last_at: Option<u64>,
+    /// When its last event was recorded.
+    #[serde(rename = "last_at")]
+    pub last: Option<String>,
+    /// How many of its events are known.
+    pub events: u64,
+    /// How many events below the last of each run are missing.
+    pub gaps: u64,
+}
+
+/// What an answer says of itself.
+#[derive(Clone, Debug, Serialize)]
+pub struct Completeness {
+    /// When this was judged.
+    pub as_of: String,
+    /// Everything recorded up to here is in the answer.
+    pub complete_through: String,
+    /// The writer that keeps it from being later.
+    pub held_back_by: Option<String>,
+    /// Writers of which nothing was heard.
+    pub silent: Vec<String>,
+    /// Events that are missing below later ones.
+    pub gaps: u64,
+    /// Calls without an ending.
+    pub open_calls: u64,
+    /// Calls of which nobody knows how they ended.
+    pub unknown_outcomes: u64,
+    /// Calls with protected health information, open ones included.
+    pub phi_calls: u64,
+    /// Ended ones among them without a recognised patient.
+    pub phi_calls_without_patient: u64,
+    /// Entries that cannot be understood.
+    pub undecodable: u64,
+    /// Different records under one identity.
+    pub conflicts: u64,
+    /// Records that were sent again and counted once.
+    pub duplicates: u64,
+    /// Records that came after later ones of their stream.
+    pub late: u64,
+    /// How often auditing was degraded.
+    pub degraded_intervals: u64,
+    /// Whether it is now.
+    pub degraded_now: bool,
+    /// Findings of stored bytes that do not match what was signed.
+    pub integrity_failures: u64,
+    /// Durable entries that the answer does not hold.
+    pub behind: u64,
+    /// Every writer.
+    pub writers: Vec<WriterState>,
+    /// What no answer can show.
+    pub cannot_show: &'static [&'static str],
+}
+
+impl Completeness {
+    /// For the header `custody-completeness`: one line of JSON without the lists of writers and of
+    /// what cannot be shown, in ASCII.
+    #[must_use]
+    pub fn header(&self) -> String {
+        let mut value = serde_json::to_value(self).unwrap_or_default();
+        if let Some(map) = value.as_object_mut() {
+            map.remove("writers");
+            map.remove("cannot_show");
+            map.insert("see".to_owned(), "/v1/completeness".into());
+        }
+        value.to_string().chars().map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' }).collect()
+    }
+
+    /// One line in words.
+    #[must_use]
+    pub fn line(&self) -> String {
+        let mut line = format!("Complete through {}", self.complete_through);
+        let mut add = |text: std::fmt::Arguments<'_>| {
+            // Writing to a String cannot fail.
+            line.write_fmt(text).unwrap_or_default();
+        };
+        if let Some(writer) = &self.held_back_by {
+            add(format_args!(" (as far as writer {writer} was heard)"));
+        }
+        for (count, one, many) in [
+            (self.gaps, "event missing", "events missing"),
+            (self.open_calls, "open call", "open calls"),
+            (self.unknown_outcomes, "unknown outcome", "unknown outcomes"),
+            (
+                self.phi_calls_without_patient,
+                "PHI call without a recognised patient",
+                "PHI calls without a recognised patient",
+            ),
+        ] {
+            add(format_args!(" · {count} {}", if count == 1 { one } else { many }));
+        }
+        for (count, what) in [
+            (self.undecodable, "not understood"),
+            (self.conflicts, "in conflict"),
+            (self.late, "late"),
+            (self.degraded_intervals, "degraded intervals"),
+            (self.integrity_failures, "integrity failures"),
+            (self.behind, "entries behind the journal"),
+        ] {
+            if count > 0 {
+                add(format_args!(" · {count} {what}"));
+            }
+        }
+        if !self.silent.is_empty() {
+            add(format_args!(" · silent: {}", self.silent.join(", ")));
+        }
+        add(format_args!(". Not shown: {}.", CANNOT_SHOW.join("; ")));
+        line
+    }
+}

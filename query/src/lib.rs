@@ -1,0 +1,32 @@
+//! From the lake to people and tools: questions in SQL, answered exactly and recorded.
+//!
+//! # Life of a question
+//! It comes in through [`http`] with a token that says who asks ([`access`]). The
+//! [`engine`] records it, pins one version of each table together with the rows that are only in
+//! the journal yet, and plans it over the tables and [`views`]. Rows leave through
+//! [`encode`] as they are computed, with a [`completeness`] that says what they hold and what
+//! they cannot show. [`reports`] are questions that somebody has already put into SQL.
+
+pub mod access;
+mod answer;
+mod at_least_one;
+mod audit;
+mod bounded;
+mod catalog;
+pub mod completeness;
+mod describe;
+pub mod engine;
+mod error;
+mod files;
+mod ranges;
+mod session;
+mod statement;
+mod stored;
+mod table;
+mod tail;
+pub mod views;
+
+pub use answer::Answer;
+pub use engine::{Engine, EngineOptions, OpenError, Question};
+pub use error::QueryError;
+pub use statement::Params;
