@@ -32,6 +32,19 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(60);
 /// The pause after the first failed attempt; it doubles.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 
+/// The name under which a table keeps the position of a partition: `{cluster}/{topic}@{epoch}/
+/// {partition}`. A recreated topic begins a new epoch. File journals are cluster `file`, epoch 1.
+#[must_use]
+pub fn app_id(cluster: &str, topic: &str, epoch: u32, partition: &str) -> String {
+    format!("{cluster}/{topic}@{epoch}/{partition}")
+}
+
+/// [`app_id`] of a partition of a file journal.
+#[must_use]
+pub fn file_app_id(topic: &str, partition: &str) -> String {
+    app_id("file", topic, 1, partition)
+}
+
 /// How far a commit takes one journal partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TxnStep {
@@ -97,7 +110,7 @@ impl Table {
             attempts += 1;
             let error = match self.attempt(files, steps).await {
                 Ok(outcome) => return Ok(outcome),
-                Err(error) if is_final(&error) => return Err(CommitError::Refused(error)),
+                Err(error) if error.is_final() => return Err(CommitError::Refused(error)),
                 Err(error) => error,
             };
             tracing::debug!(table = self.name(), attempts, %error, "commit outcome unknown");
@@ -145,17 +158,6 @@ impl Table {
             .await?
             .await?;
         Ok(Outcome::Committed { version: committed.version })
-    }
-}
-
-/// Errors that trying again cannot mend.
-const fn is_final(error: &LakeError) -> bool {
-    match error {
-        LakeError::Newer { .. }
-        | LakeError::Foreign { .. }
-        | LakeError::Unusable { .. }
-        | LakeError::Url { .. } => true,
-        LakeError::Delta(_) | LakeError::Store(_) => false,
     }
 }
 

@@ -27,6 +27,8 @@ pub enum Fault {
     Conflict,
     /// This runs first, then the write takes place.
     First(BoxFuture<'static, ()>),
+    /// The write takes place, then this runs, then the answer comes.
+    Then(BoxFuture<'static, ()>),
 }
 
 impl std::fmt::Debug for Fault {
@@ -37,6 +39,7 @@ impl std::fmt::Debug for Fault {
             Self::After => "After",
             Self::Conflict => "Conflict",
             Self::First(_) => "First",
+            Self::Then(_) => "Then",
         })
     }
 }
@@ -108,6 +111,11 @@ impl ObjectStore for FaultyStore {
             Fault::First(other) => {
                 other.await;
                 self.inner.put_opts(location, payload, opts).await
+            }
+            Fault::Then(other) => {
+                let result = self.inner.put_opts(location, payload, opts).await;
+                other.await;
+                result
             }
         }
     }

@@ -40,6 +40,22 @@ impl Snapshot {
     }
 }
 
+impl Snapshot {
+    /// Every row of one of its files, `event_date` left out: for tests and tools that need no
+    /// engine. The file is read whole into memory.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub async fn read(&self, file: &DataFile) -> Result<Vec<RecordBatch>, ReadBackError> {
+        let wrong = |source| ReadBackError { path: file.path.to_string(), source };
+        let bytes = async { self.store().get(&file.path).await?.bytes().await }.await;
+        let bytes = bytes.map_err(|e| wrong(ParquetError::External(Box::new(e))))?;
+        let rows = ParquetRecordBatchReaderBuilder::try_new(bytes).and_then(|b| b.build());
+        let rows = rows.map_err(wrong)?.collect::<Result<Vec<_>, _>>();
+        rows.map_err(|e| wrong(e.into()))
+    }
+}
+
 fn read(bytes: Bytes) -> Result<Identities, ParquetError> {
     let builder = ParquetRecordBatchReaderBuilder::try_new(bytes)?;
     let columns = ["entry", "stream", "seq", "record", "raw"];

@@ -25,7 +25,7 @@ pub mod store;
 pub mod tables;
 pub mod tags;
 
-pub use commit::{CommitError, Outcome, TxnStep};
+pub use commit::{CommitError, Outcome, TxnStep, app_id, file_app_id};
 pub use snapshot::{Bound, DataFile, Snapshot};
 pub use tables::{FORMAT, Lake, LakeError, LakeOptions, Table};
 

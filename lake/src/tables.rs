@@ -79,6 +79,20 @@ pub enum LakeError {
     Store(#[from] object_store::Error),
 }
 
+impl LakeError {
+    /// Whether trying again cannot mend it.
+    #[must_use]
+    pub const fn is_final(&self) -> bool {
+        match self {
+            Self::Newer { .. }
+            | Self::Foreign { .. }
+            | Self::Unusable { .. }
+            | Self::Url { .. } => true,
+            Self::Delta(_) | Self::Store(_) => false,
+        }
+    }
+}
+
 /// What opening a lake needs to know.
 #[derive(Clone, Debug)]
 pub struct LakeOptions {

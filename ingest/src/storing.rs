@@ -1,0 +1,200 @@
+//! The storing thread: chunks of rows to files, and files to a commit.
+
+use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant, SystemTime};
+
+use custody_lake::files::{Encoded, FileSet};
+use custody_lake::{CommitError, LakeError, Outcome, TxnStep, tags};
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+
+use crate::IngestError;
+use crate::pipeline::{Ended, Pipeline};
+use crate::reading::Chunk;
+use crate::status::Counts;
+use crate::streams::Streams;
+
+/// How often a thread that waits for rows looks at the clock.
+const TICK: Duration = Duration::from_secs(1);
+/// The pause before a batch is offered again.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// How long after a stop a batch is still offered.
+const STOP_WITHIN: Duration = Duration::from_secs(10);
+
+/// The storing side of one assignment.
+pub(crate) struct Storing<'a> {
+    pipeline: &'a Pipeline,
+    stop: &'a CancellationToken,
+    runtime: &'a Handle,
+    committed: &'a AtomicU64,
+    /// The table's position before the batch.
+    start: Option<u64>,
+    batch: Batch,
+}
+
+/// What the next commit will hold.
+struct Batch {
+    files: FileSet,
+    streams: Streams,
+    counts: Counts,
+    end: u64,
+    since: Option<Instant>,
+}
+
+impl Batch {
+    fn append(&mut self, chunk: &Chunk) -> Result<(), IngestError> {
+        self.since.get_or_insert_with(Instant::now);
+        self.files.append(&chunk.rows)?;
+        self.streams.merge(&chunk.streams);
+        self.counts.add(chunk.counts);
+        self.end = chunk.end;
+        Ok(())
+    }
+}
+
+impl<'a> Storing<'a> {
+    pub(crate) fn new(
+        pipeline: &'a Pipeline,
+        start: Option<u64>,
+        stop: &'a CancellationToken,
+        runtime: &'a Handle,
+        committed: &'a AtomicU64,
+    ) -> Self {
+        let batch = Batch {
+            files: FileSet::new(pipeline.table.columns()),
+            streams: Streams::default(),
+            counts: Counts::default(),
+            end: start.unwrap_or(0),
+            since: None,
+        };
+        Self { pipeline, stop, runtime, committed, start, batch }
+    }
+
+    /// Stores what comes until nothing more comes.
+    pub(crate) fn run(mut self, receive: Receiver<Chunk>) -> Result<Ended, IngestError> {
+        loop {
+            let last = match receive.recv_timeout(self.patience()) {
+                Ok(chunk) => {
+                    self.batch.append(&chunk)?;
+                    false
+                }
+                Err(RecvTimeoutError::Timeout) => false,
+                Err(RecvTimeoutError::Disconnected) => true,
+            };
+            if (last || self.is_due()) && self.commit()? == Ended::Fenced {
+                return Ok(Ended::Fenced);
+            }
+            if last {
+                return Ok(Ended::Stopped);
+            }
+        }
+    }
+
+    fn patience(&self) -> Duration {
+        let left =
+            |since: Instant| self.pipeline.settings.flush_after.saturating_sub(since.elapsed());
+        self.batch.since.map_or(TICK, left).min(TICK)
+    }
+
+    fn is_due(&self) -> bool {
+        let settings = &self.pipeline.settings;
+        let aged = self.batch.since.is_some_and(|since| since.elapsed() >= settings.flush_after);
+        aged || self.batch.files.size() >= settings.flush_bytes
+    }
+
+    /// Commits the batch, if there is one, however often it takes.
+    fn commit(&mut self) -> Result<Ended, IngestError> {
+        if self.batch.since.is_none() {
+            return Ok(Ended::Stopped);
+        }
+        let pipeline = self.pipeline;
+        let end = self.batch.end;
+        let tags = tags::write(&pipeline.app_id, self.batch.streams.iter());
+        let name = format!("{}-{}", pipeline.partition.name, self.start.unwrap_or(0));
+        let encoded = self.batch.files.finish(&name, &tags)?;
+        let files = self.persist("store", || pipeline.table.store(&encoded))?;
+        let steps = [TxnStep { app_id: pipeline.app_id.clone(), start: self.start, end }];
+        let outcome = self.persist("commit", || pipeline.table.commit(&files, &steps))?;
+        match outcome {
+            Outcome::Committed { .. } | Outcome::AlreadyDone => {
+                self.landed(&encoded);
+                Ok(Ended::Stopped)
+            }
+            Outcome::Fenced { app_id, found } => {
+                let start = self.start;
+                tracing::warn!(app_id, ?start, ?found, "fenced: the batch is dropped");
+                Ok(Ended::Fenced)
+            }
+        }
+    }
+
+    fn landed(&mut self, encoded: &[Encoded]) {
+        let (pipeline, end) = (self.pipeline, self.batch.end);
+        self.start = Some(end);
+        self.committed.store(end, Ordering::Release);
+        let bytes: u64 = encoded.iter().map(|e| e.file.size).sum();
+        let counts = std::mem::take(&mut self.batch.counts);
+        tracing::debug!(partition = pipeline.app_id, end, bytes, rows = counts.rows, "committed");
+        pipeline.status.change(|s| {
+            s.stored_to = end;
+            s.counts.add(counts);
+            s.commits += 1;
+            s.committed_at = Some(SystemTime::now());
+        });
+        self.batch.streams = Streams::default();
+        self.batch.since = None;
+        if let Err(error) = pipeline.journal.release(&pipeline.partition, end) {
+            tracing::warn!(partition = pipeline.app_id, %error, "the journal keeps what is stored");
+        }
+    }
+
+    /// Does something with the store until it succeeds, is refused, or a stop has waited enough.
+    fn persist<T, E, F>(&self, what: &str, work: impl Fn() -> F) -> Result<T, IngestError>
+    where
+        E: Transient + Into<IngestError> + std::fmt::Display,
+        F: Future<Output = Result<T, E>>,
+    {
+        let mut give_up = None;
+        loop {
+            let error = match self.runtime.block_on(work()) {
+                Ok(done) => {
+                    self.pipeline.status.change(|s| s.problem = None);
+                    return Ok(done);
+                }
+                Err(error) => error,
+            };
+            if self.stop.is_cancelled() {
+                give_up.get_or_insert_with(|| Instant::now() + STOP_WITHIN);
+            }
+            if !error.is_transient() || give_up.is_some_and(|at| Instant::now() >= at) {
+                return Err(error.into());
+            }
+            let partition = &self.pipeline.app_id;
+            tracing::warn!(partition, %error, "cannot {what} yet; the journal keeps everything");
+            self.pipeline.status.change(|s| s.problem = Some(error.to_string()));
+            self.runtime.block_on(async { tokio::time::sleep(RETRY_PAUSE).await });
+        }
+    }
+}
+
+/// Whether trying again may help.
+trait Transient {
+    fn is_transient(&self) -> bool;
+}
+
+impl Transient for LakeError {
+    fn is_transient(&self) -> bool {
+        !self.is_final()
+    }
+}
+
+impl Transient for CommitError {
+    fn is_transient(&self) -> bool {
+        match self {
+            Self::Unknown { .. } => true,
+            Self::Refused(_) => false,
+        }
+    }
+}
