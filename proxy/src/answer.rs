@@ -108,11 +108,8 @@ async fn fail(
     response: Option<Bytes>,
 ) -> Response<Payload> {
     let id = call.id();
-    let ending = Ending {
-        http_status,
-        response,
-        ..Ending::without_answer(status, Some(failure.code()))
-    };
+    let ending =
+        Ending { http_status, response, ..Ending::without_answer(status, Some(failure.code())) };
     match call.end(ending).await {
         Ok(()) => asked.failure(failure, Some(id)),
         Err(_) => asked.failure(Failure::AuditOutcomeUnrecorded, Some(id)),

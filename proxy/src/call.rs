@@ -277,9 +277,7 @@ impl Visit {
             prev: None,
             phi: false,
             found: match (&self.served, &bytes) {
-                (Some(served), Some(bytes)) => {
-                    inspect::sent(&served.server.rules, envelope, bytes)
-                }
+                (Some(served), Some(bytes)) => inspect::sent(&served.server.rules, envelope, bytes),
                 _ => Found::none(),
             },
         };
@@ -320,8 +318,14 @@ impl Visit {
 fn activity(method: &str) -> Option<Activity> {
     match method {
         "tools/call" => Some(Activity::E),
-        "resources/read" | "resources/list" | "resources/subscribe" | "prompts/get"
-        | "completion/complete" | "tasks/get" | "tasks/list" | "tasks/result" => Some(Activity::R),
+        "resources/read"
+        | "resources/list"
+        | "resources/subscribe"
+        | "prompts/get"
+        | "completion/complete"
+        | "tasks/get"
+        | "tasks/list"
+        | "tasks/result" => Some(Activity::R),
         _ => None,
     }
 }
@@ -349,7 +353,8 @@ impl Exchange<'_> {
             who: seen(&self.caller.who, self.visit.peer, &self.visit.headers, self.claimed.clone()),
             what: Arc::new(self.visit.what(envelope, Some(spoken.protocol.clone()))),
             prev: state,
-            phi: !is_housekeeping(envelope.method()) && server.rules.phi(tool).unwrap_or(server.phi),
+            phi: !is_housekeeping(envelope.method())
+                && server.rules.phi(tool).unwrap_or(server.phi),
             found: inspect::sent(&server.rules, envelope, bytes),
         }
     }
@@ -411,7 +416,8 @@ impl Exchange<'_> {
         };
         if !bytes.is_empty() {
             let Examined { found, .. } = examine(self.served, None, bytes.clone()).await;
-            let answer = Relayed { facts: Facts { found, ..facts.clone() }, ..relayed(Way::Down, None) };
+            let answer =
+                Relayed { facts: Facts { found, ..facts.clone() }, ..relayed(Way::Down, None) };
             let answer = Relayed { bytes: Some(bytes.clone()), ..answer };
             if recorder.relay(answer).await.is_err() {
                 return error(Failure::AuditOutcomeUnrecorded, None, None, None);
@@ -439,11 +445,7 @@ impl Exchange<'_> {
 }
 
 /// Reads an answer, on a thread of its own if it is long.
-pub(crate) async fn examine(
-    served: &Arc<Served>,
-    asked: Option<&Asked>,
-    bytes: Bytes,
-) -> Examined {
+pub(crate) async fn examine(served: &Arc<Served>, asked: Option<&Asked>, bytes: Bytes) -> Examined {
     if bytes.len() < HEAVY_BYTES {
         return answer::examine(&served.server.rules, asked, &bytes);
     }

@@ -151,7 +151,9 @@ pub enum Mistake {
     )]
     PhiUnrecorded(String),
     /// Calls that go on unrecorded are not built yet.
-    #[error("server {0:?}: on_audit_failure = \"allow_and_alert\" is not available yet; use \"deny\"")]
+    #[error(
+        "server {0:?}: on_audit_failure = \"allow_and_alert\" is not available yet; use \"deny\""
+    )]
     NotAvailable(String),
     /// Everybody in the network would be nobody.
     #[error(

@@ -230,8 +230,7 @@ impl<'a> Reader<'a> {
                 self.found.protocol = self.any_word()?;
             }
             (Level::Params, "_meta") => drop(self.inside(Level::Meta)?),
-            (Level::Params, "clientInfo")
-            | (Level::Meta, "io.modelcontextprotocol/clientInfo") => {
+            (Level::Params, "clientInfo") | (Level::Meta, "io.modelcontextprotocol/clientInfo") => {
                 self.inside(Level::Client)?;
             }
             (Level::Meta, "io.modelcontextprotocol/protocolVersion") => {

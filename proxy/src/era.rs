@@ -74,7 +74,11 @@ fn is_modern(revision: &str) -> bool {
     revision.len() == MODERN.len() && revision >= MODERN
 }
 
-fn check_method(headers: &HeaderMap, envelope: &Envelope<'_>, strict: bool) -> Result<(), Mismatch> {
+fn check_method(
+    headers: &HeaderMap,
+    envelope: &Envelope<'_>,
+    strict: bool,
+) -> Result<(), Mismatch> {
     match single(headers, METHOD_HEADER)? {
         None if strict => Err("Mcp-Method is missing"),
         Some(method) if method != envelope.method() => Err("Mcp-Method differs from method"),
@@ -171,7 +175,8 @@ mod tests {
         assert_eq!((named.era, named.protocol.as_str()), (Era::Legacy, "2025-11-25"));
         assert!(check_with(call, &[(METHOD_HEADER, "tools/list")]).is_err());
         assert!(check_with(call, &[(NAME_HEADER, "b")]).is_err());
-        let initialize = r#"{"id":0,"method":"initialize","params":{"protocolVersion":"2025-06-18"}}"#;
+        let initialize =
+            r#"{"id":0,"method":"initialize","params":{"protocolVersion":"2025-06-18"}}"#;
         assert_eq!(check_with(initialize, &[]).unwrap().protocol, "2025-06-18");
     }
 }

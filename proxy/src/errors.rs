@@ -244,7 +244,9 @@ mod tests {
     fn an_error_carries_the_callers_id_as_it_was_written() {
         let body = Failure::AuditUnavailable.body(Some("\"a\\/b\""), None, Some("no \"room\""));
         let text = std::str::from_utf8(&body).unwrap();
-        assert!(text.starts_with("{\"jsonrpc\":\"2.0\",\"id\":\"a\\/b\",\"error\":{\"code\":47001,"));
+        assert!(
+            text.starts_with("{\"jsonrpc\":\"2.0\",\"id\":\"a\\/b\",\"error\":{\"code\":47001,")
+        );
         let value: serde_json::Value = serde_json::from_slice(&body).unwrap();
         assert_eq!(value["error"]["data"]["reason"], "audit_unavailable");
         assert!(value["error"]["message"].as_str().unwrap().ends_with(": no \"room\""));

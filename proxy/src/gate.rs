@@ -84,7 +84,9 @@ mod tests {
 
     #[test]
     fn loopback_and_configured_names_come_in() {
-        for host in ["localhost:7400", "127.0.0.1:7400", "[::1]:7400", "Proxy.Example:1", "other:8443"] {
+        for host in
+            ["localhost:7400", "127.0.0.1:7400", "[::1]:7400", "Proxy.Example:1", "other:8443"]
+        {
             assert!(admits(LOOPBACK, host, None), "{host}");
         }
         assert!(admits([0, 0, 0, 0], "10.1.2.3:7400", None));

@@ -96,9 +96,19 @@ impl Metrics {
         let gauge = |counter: &AtomicI64| one(counter.load(Ordering::Relaxed).to_string());
         let counter = |counter: &AtomicU64| one(get(counter).to_string());
         let _written = line("calls_ended_total", "counter", "Calls by ending.", &endings)
-            && line("calls_in_flight", "gauge", "Calls without an ending.", &gauge(&self.in_flight))
+            && line(
+                "calls_in_flight",
+                "gauge",
+                "Calls without an ending.",
+                &gauge(&self.in_flight),
+            )
             && line("calls_denied_total", "counter", "Calls refused.", &counter(&self.denied))
-            && line("messages_relayed_total", "counter", "Other messages.", &counter(&self.relayed))
+            && line(
+                "messages_relayed_total",
+                "counter",
+                "Other messages.",
+                &counter(&self.relayed),
+            )
             && line(
                 "audit_unavailable_total",
                 "counter",

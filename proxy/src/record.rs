@@ -232,7 +232,11 @@ pub(crate) fn new_call() -> CallId {
 }
 
 fn body(part: Part, bytes: Option<Bytes>) -> Vec<OutBody> {
-    bytes.filter(|bytes| !bytes.is_empty()).map(|bytes| OutBody { part, bytes }).into_iter().collect()
+    bytes
+        .filter(|bytes| !bytes.is_empty())
+        .map(|bytes| OutBody { part, bytes })
+        .into_iter()
+        .collect()
 }
 
 impl Facts {

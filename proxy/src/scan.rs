@@ -235,7 +235,8 @@ impl<'a> Scanner<'a> {
             return Err(ScanError::TooDeep);
         }
         let (word, bit) = (self.depth / 64, 1u64 << (self.depth % 64));
-        self.objects[word] = if object { self.objects[word] | bit } else { self.objects[word] & !bit };
+        self.objects[word] =
+            if object { self.objects[word] | bit } else { self.objects[word] & !bit };
         self.depth += 1;
         self.at += 1;
         self.next = if object { Next::FirstKey } else { Next::FirstItem };
@@ -398,11 +399,50 @@ mod tests {
     #[test]
     fn it_accepts_what_serde_json_accepts_and_nothing_else() {
         for text in [
-            "{}", "[]", "1", "-0", "01", "1.", ".5", "1e5", "1e", "-", "\"a\"", "\"a", "\"\\x\"",
-            "\"\\u12\"", "\"\\u123g\"", "\"\\ud800\"", "[1,]", "[,1]", "{\"a\":1,}", "{\"a\"}",
-            "{\"a\":}", "{a:1}", "{,}", "nul", "null", "true false", " [ 1 , 2 ] ", "[1 2]",
-            "{\"a\":1 \"b\":2}", "{\"a\":[}]", "[}", "{]", "\"\t\"", "\"\u{7f}\"", "+1", "", " ",
-            "\u{feff}{}", "{\"a\":{\"b\":[{}]}}", "[[],{}]", "[{},]", "NaN", "tru", "1.0E+5",
+            "{}",
+            "[]",
+            "1",
+            "-0",
+            "01",
+            "1.",
+            ".5",
+            "1e5",
+            "1e",
+            "-",
+            "\"a\"",
+            "\"a",
+            "\"\\x\"",
+            "\"\\u12\"",
+            "\"\\u123g\"",
+            "\"\\ud800\"",
+            "[1,]",
+            "[,1]",
+            "{\"a\":1,}",
+            "{\"a\"}",
+            "{\"a\":}",
+            "{a:1}",
+            "{,}",
+            "nul",
+            "null",
+            "true false",
+            " [ 1 , 2 ] ",
+            "[1 2]",
+            "{\"a\":1 \"b\":2}",
+            "{\"a\":[}]",
+            "[}",
+            "{]",
+            "\"\t\"",
+            "\"\u{7f}\"",
+            "+1",
+            "",
+            " ",
+            "\u{feff}{}",
+            "{\"a\":{\"b\":[{}]}}",
+            "[[],{}]",
+            "[{},]",
+            "NaN",
+            "tru",
+            "1.0E+5",
         ] {
             assert!(agrees_with_serde(text.as_bytes()), "{text:?}: {:?}", scan(text.as_bytes()));
         }

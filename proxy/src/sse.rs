@@ -48,7 +48,7 @@ impl Framer {
                 return if self.buffer.len() > self.limit { Err(TooLong) } else { Ok(None) };
             };
             let blank = line.start == line.end;
-            let lf_of_torn_pair = blank && line.end == 0 && self.after_cr && line.next == 1;
+            let lf_of_torn_pair = blank && self.after_cr && self.buffer[line.end] == b'\n';
             self.after_cr = line.torn;
             self.scanned = line.next;
             if blank && !lf_of_torn_pair {

@@ -203,8 +203,13 @@ impl Streaming {
             transport: around.transport.clone(),
             ..What::default()
         };
-        let facts =
-            Facts { who: Arc::clone(&self.facts.who), what: Arc::new(what), prev: None, phi, found };
+        let facts = Facts {
+            who: Arc::clone(&self.facts.who),
+            what: Arc::new(what),
+            prev: None,
+            phi,
+            found,
+        };
         Relayed { way: Way::Down, call: self.call_id, http: None, facts, bytes: Some(bytes) }
     }
 

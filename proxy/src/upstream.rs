@@ -117,7 +117,9 @@ fn tls(server: &Server) -> Result<rustls::ClientConfig, TlsError> {
         .with_safe_default_protocol_versions()
         .map_err(|error| wrong(error.to_string()))?;
     if server.url.scheme_str() != Some("https") {
-        return Ok(builder.with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth());
+        return Ok(builder
+            .with_root_certificates(rustls::RootCertStore::empty())
+            .with_no_client_auth());
     }
     let roots = builder.with_native_roots().map_err(|error| wrong(error.to_string()))?;
     Ok(roots.with_no_client_auth())
@@ -125,8 +127,10 @@ fn tls(server: &Server) -> Result<rustls::ClientConfig, TlsError> {
 
 /// Whether a client's header is for the upstream.
 fn passes_up(name: &HeaderName) -> bool {
-    matches!(name.as_str(), "accept" | "content-type" | "last-event-id" | "traceparent" | "tracestate")
-        || name.as_str().starts_with("mcp-")
+    matches!(
+        name.as_str(),
+        "accept" | "content-type" | "last-event-id" | "traceparent" | "tracestate"
+    ) || name.as_str().starts_with("mcp-")
 }
 
 /// Whether an upstream's header is for the client.

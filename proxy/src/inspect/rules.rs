@@ -129,7 +129,8 @@ impl Rules {
         let blocks = result.get("content").or_else(|| result.get("contents"));
         let blocks = blocks.and_then(Value::as_array).into_iter().flatten();
         let texts = blocks.filter_map(|block| {
-            let text = block.get("text").or_else(|| block.get("resource")?.get("text"))?.as_str()?;
+            let text =
+                block.get("text").or_else(|| block.get("resource")?.get("text"))?.as_str()?;
             serde_json::from_str::<Value>(text).ok()
         });
         let documents: Vec<Value> = texts.collect();

@@ -64,11 +64,27 @@ fn a_patient_is_recognised_wherever_the_result_holds_it() {
 fn references_name_patients_in_all_their_forms() {
     for (resource, id, system) in [
         (json!({"subject": {"reference": "Patient/a"}}), "a", "fhir:Patient"),
-        (json!({"patient": {"reference": "https://ehr/fhir/Patient/b/_history/2"}}), "b", "fhir:Patient"),
-        (json!({"subject": {"type": "Patient", "identifier": {"system": "s", "value": "c"}}}), "c", "s"),
+        (
+            json!({"patient": {"reference": "https://ehr/fhir/Patient/b/_history/2"}}),
+            "b",
+            "fhir:Patient",
+        ),
+        (
+            json!({"subject": {"type": "Patient", "identifier": {"system": "s", "value": "c"}}}),
+            "c",
+            "s",
+        ),
         (json!({"subject": {"reference": "Patient?identifier=s|d"}}), "d", "s"),
-        (json!({"subject": {"reference": "#p"}, "contained": [{"resourceType": "Patient", "id": "p"}]}), "Observation/o#p", "fhir:contained"),
-        (json!({"contained": [{"resourceType": "Patient", "id": "p", "identifier": [{"system": "s", "value": "e"}]}]}), "e", "s"),
+        (
+            json!({"subject": {"reference": "#p"}, "contained": [{"resourceType": "Patient", "id": "p"}]}),
+            "Observation/o#p",
+            "fhir:contained",
+        ),
+        (
+            json!({"contained": [{"resourceType": "Patient", "id": "p", "identifier": [{"system": "s", "value": "e"}]}]}),
+            "e",
+            "s",
+        ),
         (json!({"patient": {"reference": "urn:uuid:f"}}), "urn:uuid:f", "fhir:Patient"),
         (json!({"participant": [{"actor": {"reference": "Patient/g"}}]}), "g", "fhir:Patient"),
     ] {
@@ -78,7 +94,11 @@ fn references_name_patients_in_all_their_forms() {
         let found = answer(json!({"structuredContent": resource}));
         assert_eq!(ids(&found), [id], "{resource}");
         assert_eq!(found[0].system, system, "{resource}");
-        assert!(found[0].categories.contains(&"Observation".to_owned()) || system == "s" || system == "fhir:contained");
+        assert!(
+            found[0].categories.contains(&"Observation".to_owned())
+                || system == "s"
+                || system == "fhir:contained"
+        );
     }
     let other = json!({"resourceType": "Observation", "subject": {"reference": "Group/1"}, "performer": [{"reference": "Practitioner/2"}]});
     assert!(answer(json!({"structuredContent": other})).is_empty());
@@ -89,7 +109,9 @@ fn a_bundle_with_many_patients_gives_each_of_them_once() {
     let mut entries = Vec::new();
     for i in 0..300 {
         let url = format!("urn:uuid:{i}");
-        entries.push(json!({"resource": {"resourceType": "Observation", "subject": {"reference": url}}}));
+        entries.push(
+            json!({"resource": {"resourceType": "Observation", "subject": {"reference": url}}}),
+        );
         entries.push(json!({"resource": patient(&format!("p{i}")), "fullUrl": url}));
     }
     let bundle = json!({"resourceType": "Bundle", "entry": entries});
@@ -129,7 +151,8 @@ fn rules_point_at_identifiers_in_arguments_and_results() {
         ..ToolRule::default()
     };
     let rules = Rules { tools: HashMap::from([("chart".to_owned(), tool)]), ..Rules::default() };
-    let text = r#"{"id":1,"method":"tools/call","params":{"name":"chart","arguments":{"mrns":["1",2]}}}"#;
+    let text =
+        r#"{"id":1,"method":"tools/call","params":{"name":"chart","arguments":{"mrns":["1",2]}}}"#;
     let envelope = Envelope::read(text.as_bytes(), Look::Everywhere).unwrap();
     assert_eq!(ids(&sent(&rules, &envelope, text.as_bytes()).into_subjects()), ["1", "2"]);
     for result in [
@@ -153,14 +176,13 @@ fn the_status_says_what_was_seen_and_what_was_not() {
     };
     assert_eq!(status(r#"{"id":1,"result":{"x":1}}"#), SubjectStatus::Unrecognised);
     assert_eq!(status(r#"{"id":1,"result":{"x":1,"x":2}}"#), SubjectStatus::Ambiguous);
-    let picture = r#"{"id":1,"result":{"content":[{"type":"image","data":"AAAA","mimeType":"image/png"}]}}"#;
+    let picture =
+        r#"{"id":1,"result":{"content":[{"type":"image","data":"AAAA","mimeType":"image/png"}]}}"#;
     assert_eq!(status(picture), SubjectStatus::NotExamined);
     let blob = r#"{"id":1,"result":{"contents":[{"uri":"a","blob":"AAAA"}]}}"#;
     assert_eq!(status(blob), SubjectStatus::NotExamined);
-    let deep = format!(
-        "{{\"id\":1,\"result\":{{\"text\":\"resourceType {}\"}}}}",
-        "[".repeat(100_000)
-    );
+    let deep =
+        format!("{{\"id\":1,\"result\":{{\"text\":\"{} resourceType\"}}}}", "[".repeat(100_000));
     assert_eq!(status(&deep), SubjectStatus::NotExamined);
     assert!(data(false, &Found::new(Direction::Received)).is_empty());
     assert!(data(true, &Found::new(Direction::Received)).is_phi());
@@ -168,7 +190,8 @@ fn the_status_says_what_was_seen_and_what_was_not() {
 
 #[test]
 fn more_people_than_are_kept_by_name_are_counted() {
-    let entries: Vec<_> = (0..9_000).map(|i| json!({"resource": patient(&i.to_string())})).collect();
+    let entries: Vec<_> =
+        (0..9_000).map(|i| json!({"resource": patient(&i.to_string())})).collect();
     let text = json!({"id": 1, "result": {"resourceType": "Bundle", "entry": entries}}).to_string();
     let found = answer_with(&Rules::default(), None, &text);
     assert_eq!(data(false, &found).subject_count, Some(Uint::new(9_000)));

@@ -1,0 +1,252 @@
+//! Who is let in, what is refused at the door, and that every refusal of a call is recorded.
+
+use custody_schemas::event::{Agent, Principal};
+use sha2::{Digest, Sha256};
+
+use super::*;
+use crate::{Identity, StaticKey};
+
+fn with_keys(config: &mut Config) {
+    let key = |secret: &str, user: &str| StaticKey {
+        sha256: Sha256::digest(secret).into(),
+        id: format!("key-{user}"),
+        user: Some(Principal { subject: user.into(), ..Principal::default() }),
+        agent: Some(Agent { id: "scribe".into(), ..Agent::default() }),
+        roles: vec!["nurse".into()],
+        purpose: Some("TREAT".into()),
+    };
+    config.identity = Identity::Keys(vec![key("one", "ann"), key("two", "bob")]);
+}
+
+fn denied(events: &[Event]) -> (&str, Option<&str>) {
+    let event = events.last().unwrap();
+    assert_eq!(event.kind, Kind::CallDenied, "{events:#?}");
+    let decision = event.decision.as_ref().unwrap();
+    let user = event.who.as_ref().and_then(|who| who.user.as_ref());
+    (decision.reason.as_deref().unwrap(), user.map(|user| user.subject.as_str()))
+}
+
+#[tokio::test]
+async fn the_key_says_who_calls_and_is_not_passed_on() {
+    let upstream = Upstream::with_json(ANSWER).await;
+    let bench = Bench::start(upstream.addr, with_keys).await;
+    let headers = [("authorization", "Bearer two"), ("cookie", "c=1"), ("user-agent", "test/1")];
+    let reply = bench.send(Method::POST, "/servers/ehr/mcp", &headers, CALL).await;
+    assert_eq!(reply.status, 200);
+    let events = bench.events();
+    let who = events[0].who.as_ref().unwrap();
+    assert_eq!(who.user.as_ref().unwrap().subject, "bob");
+    assert_eq!(who.agent.as_ref().unwrap().id, "scribe");
+    assert_eq!(who.source.as_ref().unwrap().user_agent.as_deref(), Some("test/1"));
+    assert_eq!(events[0].who, events[1].who);
+    let seen = upstream.seen().pop().unwrap();
+    assert!(!seen.headers.contains_key("authorization") && !seen.headers.contains_key("cookie"));
+    assert_eq!(seen.headers["accept-encoding"], "identity");
+}
+
+#[tokio::test]
+async fn without_a_known_key_nothing_is_read_or_forwarded() {
+    let upstream = Upstream::with_json(ANSWER).await;
+    let bench = Bench::start(upstream.addr, with_keys).await;
+    for headers in [vec![], vec![("authorization", "Bearer three")]] {
+        let reply = bench.send(Method::POST, "/servers/ehr/mcp", &headers, CALL).await;
+        assert_eq!(reply.status, 401);
+        assert_eq!(reply.headers["www-authenticate"], "Bearer");
+        assert_eq!(denied(&bench.events()), ("unauthenticated", None));
+        assert!(bench.events()[0].bodies.request.is_none());
+    }
+    assert!(upstream.seen().is_empty());
+}
+
+#[tokio::test]
+async fn refusals_name_their_reason_carry_the_callers_id_and_are_recorded() {
+    let upstream = Upstream::with_json(ANSWER).await;
+    let bench = Bench::start(upstream.addr, with_keys).await;
+    let key = ("authorization", "Bearer one");
+    let deep = format!("{{\"id\":9,\"method\":\"x\",\"params\":{{\"a\":{}", "[".repeat(1_000_000));
+    for (path, headers, body, expected, reason) in [
+        ("/servers/nope/mcp", vec![key], CALL, (404, 47008), "unknown_server"),
+        ("/servers/ehr/mcp", vec![key], "no json", (400, -32700), "not_json"),
+        ("/servers/ehr/mcp", vec![key], deep.as_str(), (400, -32700), "not_json"),
+        ("/servers/ehr/mcp", vec![key], "[]", (400, -32600), "invalid"),
+        ("/servers/ehr/mcp", vec![key], "{}", (400, -32600), "invalid"),
+        (
+            "/servers/ehr/mcp",
+            vec![key],
+            r#"{"method":"tools/call","params":{"name":"x"}}"#,
+            (400, -32600),
+            "invalid",
+        ),
+        (
+            "/servers/ehr/mcp",
+            vec![key],
+            r#"{"id":1,"method":"x","m\u0065thod":"y"}"#,
+            (400, -32600),
+            "twin_keys",
+        ),
+        (
+            "/servers/ehr/mcp",
+            vec![key, ("mcp-method", "tools/list")],
+            CALL,
+            (400, -32020),
+            "header_mismatch",
+        ),
+        (
+            "/servers/ehr/mcp",
+            vec![key, ("mcp-session-id", "s")],
+            CALL,
+            (404, 47009),
+            "unknown_session",
+        ),
+        (
+            "/servers/ehr/mcp",
+            vec![key, ("content-type", "text/plain")],
+            CALL,
+            (415, 47011),
+            "unsupported_media_type",
+        ),
+        (
+            "/servers/ehr/mcp",
+            vec![key, ("content-encoding", "gzip")],
+            CALL,
+            (415, 47011),
+            "unsupported_media_type",
+        ),
+        (
+            "/servers/ehr/mcp",
+            vec![key, ("host", "evil.example")],
+            CALL,
+            (403, 47006),
+            "foreign_origin",
+        ),
+        (
+            "/servers/ehr/mcp",
+            vec![key, ("origin", "https://evil.example")],
+            CALL,
+            (403, 47006),
+            "foreign_origin",
+        ),
+    ] {
+        let reply = bench.send(Method::POST, path, &headers, body.to_owned()).await;
+        assert_eq!(reply.error(), expected, "{reason}");
+        let recorded = denied(&bench.events()).0.to_owned();
+        assert_eq!(recorded, reason);
+        if body == CALL && !["unsupported_media_type", "foreign_origin"].contains(&reason) {
+            assert_eq!(reply.json()["id"], 1, "{reason}");
+        }
+    }
+    assert!(upstream.seen().is_empty());
+}
+
+#[tokio::test]
+async fn a_body_longer_than_the_limit_is_413_and_recorded() {
+    let upstream = Upstream::with_json(ANSWER).await;
+    let bench = Bench::start(upstream.addr, |_| {}).await;
+    let long = CALL.replace("1.0", &format!("\"{}\"", "x".repeat(17 << 20)));
+    assert_eq!(bench.post(long).await.error(), (413, 47003));
+    assert_eq!(denied(&bench.events()).0, "too_large");
+    assert!(upstream.seen().is_empty());
+}
+
+#[tokio::test]
+async fn a_long_answer_below_the_limit_arrives_whole() {
+    let long = ANSWER.replace("hi", &"x".repeat(15 << 20));
+    let upstream = Upstream::with_json(long.clone()).await;
+    let bench = Bench::start(upstream.addr, |_| {}).await;
+    let reply = bench.post(CALL).await;
+    assert!(reply.body == long, "{} bytes of {}", reply.body.len(), long.len());
+    let events = bench.after_endings(1).await;
+    assert!(bench.body(ending(&events).bodies.response.as_ref()) == long);
+}
+
+#[tokio::test]
+async fn a_session_belongs_to_whoever_opened_it() {
+    let initialize = r#"{"jsonrpc":"2.0","id":0,"method":"initialize","params":{"protocolVersion":"2025-11-25","clientInfo":{"name":"cli","version":"3"}}}"#;
+    let upstream = Upstream::start(|seen: Seen| async move {
+        let mut response = json(ANSWER.replace("\"id\":1", "\"id\":0"));
+        if seen.method == Method::DELETE || !seen.body.starts_with(initialize_start()) {
+            response = json(ANSWER);
+        }
+        response.headers_mut().insert("mcp-session-id", "s-1".parse().unwrap());
+        response
+    })
+    .await;
+    let bench = Bench::start(upstream.addr, with_keys).await;
+    let path = "/servers/ehr/mcp";
+    let ann = ("authorization", "Bearer one");
+    let bob = ("authorization", "Bearer two");
+    let session = ("mcp-session-id", "s-1");
+    let opened = bench.send(Method::POST, path, &[ann], initialize).await;
+    assert_eq!((opened.status, &opened.headers["mcp-session-id"]), (200, &"s-1".parse().unwrap()));
+    assert_eq!(bench.send(Method::POST, path, &[ann, session], CALL).await.status, 200);
+    let events = bench.events();
+    let who = events.last().unwrap().who.as_ref().unwrap();
+    assert_eq!(who.client_claimed.as_ref().unwrap().name, "cli");
+    let recorded = format!("{events:?}");
+    assert!(!recorded.contains("s-1"), "a session's id is a secret");
+    for method in [Method::POST, Method::GET, Method::DELETE] {
+        let reply = bench.send(method, path, &[bob, session], CALL).await;
+        assert_eq!(reply.status, 404);
+        assert_eq!(denied(&bench.events()), ("unknown_session", Some("bob")));
+    }
+    let stolen = bench.send(Method::POST, path, &[bob], initialize).await;
+    assert_eq!(stolen.status, 502, "a server that gives bob the session of ann is not believed");
+    assert_eq!(bench.send(Method::DELETE, path, &[ann, session], "").await.status, 200);
+    assert_eq!(bench.send(Method::POST, path, &[ann, session], CALL).await.status, 404);
+}
+
+fn initialize_start() -> &'static [u8] {
+    br#"{"jsonrpc":"2.0","id":0,"method":"initialize""#
+}
+
+#[tokio::test]
+async fn protocol_errors_of_the_upstream_pass_with_their_status() {
+    let error = r#"{"jsonrpc":"2.0","id":1,"error":{"code":-32022,"message":"m"}}"#;
+    for (code, body, ended) in
+        [(400, error, "rpc_error"), (404, "not found", "http_error"), (500, "", "http_error")]
+    {
+        let upstream =
+            Upstream::start(move |_| async move { answer(code, "text/plain", body) }).await;
+        let bench = Bench::start(upstream.addr, |_| {}).await;
+        let reply = bench.post(CALL).await;
+        assert_eq!((reply.status, reply.body.as_ref()), (code, body.as_bytes()));
+        let events = bench.after_endings(1).await;
+        assert_eq!(status(&events), ended);
+        assert_eq!(ending(&events).outcome.as_ref().unwrap().http_status, Some(code));
+    }
+}
+
+#[tokio::test]
+async fn housekeeping_is_no_access_to_protected_data_unless_some_is_found() {
+    let upstream = Upstream::start(|seen: Seen| async move {
+        let patient = r#"{"jsonrpc":"2.0","id":1,"result":{"instructions":"{\"resourceType\":\"Patient\",\"id\":\"p\"}"}}"#;
+        json(if seen.body.starts_with(b"{\"id\":1,\"method\":\"ping") { patient } else { ANSWER })
+    })
+    .await;
+    let bench = Bench::start(upstream.addr, |_| {}).await;
+    bench.post(r#"{"id":1,"method":"tools/list"}"#).await;
+    assert!(bench.events().iter().all(|event| event.data.is_empty()));
+    bench.post(r#"{"id":1,"method":"ping"}"#).await;
+    let events = bench.events();
+    assert_eq!(events[3].data.subjects[0].id, "p");
+    assert!(events[3].data.is_phi() && !events[2].data.is_phi());
+}
+
+#[tokio::test]
+async fn health_and_metrics_answer_and_count() {
+    let upstream = Upstream::with_json(ANSWER).await;
+    let bench = Bench::start(upstream.addr, |_| {}).await;
+    bench.post(CALL).await;
+    for (path, expected) in [
+        ("/healthz", "ok"),
+        ("/readyz", "ready"),
+        ("/metrics", "custody_proxy_calls_ended_total{status=\"ok\"} 1\n"),
+        ("/metrics", "custody_proxy_calls_in_flight 0\n"),
+    ] {
+        let reply = bench.send(Method::GET, path, &[], "").await;
+        let text = std::str::from_utf8(&reply.body).unwrap();
+        assert!(reply.status == 200 && text.contains(expected), "{path}: {text}");
+    }
+    assert_eq!(bench.send(Method::GET, "/", &[], "").await.status, 404);
+    assert_eq!(bench.send(Method::PUT, "/servers/ehr/mcp", &[], "").await.status, 405);
+}

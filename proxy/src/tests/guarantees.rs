@@ -1,0 +1,304 @@
+//! Log before effect, explicit failure, an ending for every call.
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::*;
+
+#[tokio::test]
+async fn a_call_is_recorded_before_and_after_with_the_bytes_that_passed() {
+    let upstream = Upstream::with_json(ANSWER).await;
+    let bench = Bench::start(upstream.addr, |_| {}).await;
+    let reply = bench.post(CALL).await;
+    assert_eq!((reply.status, reply.body.as_ref()), (200, ANSWER.as_bytes()));
+    let events = bench.events();
+    let kinds: Vec<_> = events.iter().map(|event| event.kind.as_str()).collect();
+    assert_eq!(kinds, ["call.requested", "call.ended"]);
+    assert_eq!(bench.body(events[0].bodies.request.as_ref()), CALL);
+    assert_eq!(bench.body(events[1].bodies.response.as_ref()), ANSWER);
+    for event in &events {
+        let what = event.what.as_ref().unwrap();
+        assert_eq!((what.tool.as_deref(), what.rpc_id.as_deref()), (Some("x"), Some("1")));
+        assert_eq!(what.server.as_deref(), Some("ehr"));
+        assert!(event.data.is_phi());
+        assert_eq!(event.decision.as_ref().unwrap().effect.as_str(), "allow");
+    }
+    assert_eq!(status(&events), "ok");
+    assert_eq!(events[0].call, events[1].call);
+}
+
+#[tokio::test]
+async fn the_opening_is_durable_when_the_upstream_sees_the_call() {
+    let writer: Arc<Mutex<Option<Writer>>> = Arc::default();
+    let seen_at: Arc<Mutex<Vec<u64>>> = Arc::default();
+    let (asks, notes) = (Arc::clone(&writer), Arc::clone(&seen_at));
+    let upstream = Upstream::start(move |_| {
+        let writer = asks.lock().unwrap().clone().unwrap();
+        notes.lock().unwrap().push(writer.status().events);
+        async { json(ANSWER) }
+    })
+    .await;
+    let bench = Bench::start(upstream.addr, |_| {}).await;
+    *writer.lock().unwrap() = Some(bench.writer.clone());
+    let before = bench.writer.status().events;
+    bench.post(CALL).await;
+    assert_eq!(*seen_at.lock().unwrap(), [before + 1]);
+}
+
+#[tokio::test]
+async fn without_room_the_call_is_refused_before_it_takes_effect() {
+    let upstream = Upstream::with_json(ANSWER).await;
+    let full = |options: &mut WriterOptions| options.spool_max_bytes = 10 << 20;
+    let bench = Bench::with(upstream.addr, full, |_| {}).await;
+    let reply = bench.post(CALL).await;
+    assert_eq!(reply.error(), (503, 47001));
+    assert_eq!(reply.json()["id"], 1);
+    assert!(upstream.seen().is_empty());
+    let ready = bench.send(Method::GET, "/readyz", &[], "").await;
+    assert_eq!(ready.status, 503);
+}
+
+#[tokio::test]
+async fn an_opening_that_is_too_late_is_refused_and_ends_as_not_forwarded() {
+    let upstream = Upstream::with_json(ANSWER).await;
+    let bench = Bench::start(upstream.addr, |config| config.audit_wait = Duration::ZERO).await;
+    // long enough that storing it takes longer than no time
+    let long = CALL.replace("1.0", &format!("\"{}\"", "x".repeat(12 << 20)));
+    let reply = bench.post(long).await;
+    assert_eq!(reply.error(), (503, 47001));
+    let events = bench.after_endings(1).await;
+    assert_eq!(status(&events), "not_forwarded");
+    assert_eq!(events[0].call, ending(&events).call);
+    assert!(upstream.seen().is_empty());
+}
+
+#[tokio::test]
+async fn an_answer_whose_ending_is_not_durable_is_withheld() {
+    let spool: Arc<Mutex<PathBuf>> = Arc::default();
+    let target = Arc::clone(&spool);
+    let upstream = Upstream::start(move |_| {
+        let spool = target.lock().unwrap().clone();
+        std::fs::remove_dir_all(&spool).unwrap();
+        std::fs::write(&spool, "in the way").unwrap();
+        async { json(ANSWER) }
+    })
+    .await;
+    let bench = Bench::start(upstream.addr, |_| {}).await;
+    *spool.lock().unwrap() = bench.spool();
+    let reply = bench.post(CALL).await;
+    assert_eq!(reply.error(), (502, 47002));
+    assert!(!String::from_utf8_lossy(&reply.body).contains("hi"));
+    let reply = bench.post(CALL).await;
+    assert_eq!(reply.error(), (503, 47001), "and the next call is not forwarded");
+    assert_eq!(upstream.seen().len(), 1);
+}
+
+#[tokio::test]
+async fn in_a_stream_a_withheld_answer_is_an_error_as_the_last_message() {
+    let spool: Arc<Mutex<PathBuf>> = Arc::default();
+    let target = Arc::clone(&spool);
+    let upstream = Upstream::start(move |_| {
+        let spool = target.lock().unwrap().clone();
+        std::fs::remove_dir_all(&spool).unwrap();
+        std::fs::write(&spool, "in the way").unwrap();
+        async { answer(200, "text/event-stream", format!("data: {ANSWER}\n\n")) }
+    })
+    .await;
+    let bench = Bench::start(upstream.addr, |_| {}).await;
+    *spool.lock().unwrap() = bench.spool();
+    let reply = bench.post(CALL).await;
+    let text = std::str::from_utf8(&reply.body).unwrap();
+    let message =
+        text.strip_prefix("event: message\ndata: ").unwrap().strip_suffix("\n\n").unwrap();
+    let message: serde_json::Value = serde_json::from_str(message).unwrap();
+    assert_eq!((&message["id"], &message["error"]["code"]), (&1.into(), &47002.into()));
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_has_its_call_ended_as_abandoned() {
+    let (asked, mut asks) = tokio::sync::mpsc::channel(1);
+    let upstream = Upstream::start(move |_| {
+        let asked = asked.clone();
+        async move {
+            asked.send(()).await.unwrap();
+            std::future::pending().await
+        }
+    })
+    .await;
+    let bench = Bench::start(upstream.addr, |_| {}).await;
+    let mut client = TcpStream::connect(bench.addr).await.unwrap();
+    let request = format!(
+        "POST /servers/ehr/mcp HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n\r\n{CALL}",
+        CALL.len()
+    );
+    client.write_all(request.as_bytes()).await.unwrap();
+    asks.recv().await.unwrap();
+    drop(client);
+    let events = bench.after_endings(1).await;
+    assert_eq!(status(&events), "abandoned");
+    assert!(ending(&events).data.is_phi());
+}
+
+#[tokio::test]
+async fn a_stop_ends_calls_that_do_not_finish_in_time_as_unknown() {
+    let (asked, mut asks) = tokio::sync::mpsc::channel(1);
+    let upstream = Upstream::start(move |_| {
+        let asked = asked.clone();
+        async move {
+            asked.send(()).await.unwrap();
+            std::future::pending().await
+        }
+    })
+    .await;
+    let bench = Bench::start(upstream.addr, |_| {}).await;
+    let mut client = TcpStream::connect(bench.addr).await.unwrap();
+    let request = format!(
+        "POST /servers/ehr/mcp HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n\r\n{CALL}",
+        CALL.len()
+    );
+    client.write_all(request.as_bytes()).await.unwrap();
+    asks.recv().await.unwrap();
+    bench.shutdown.cancel();
+    let Bench { task, writer, dir, .. } = bench;
+    task.await.unwrap();
+    let again = Bench {
+        task: tokio::spawn(async {}),
+        writer,
+        dir,
+        addr: ([0; 4], 0).into(),
+        shutdown: CancellationToken::new(),
+    };
+    assert_eq!(status(&again.after_endings(1).await), "unknown");
+}
+
+/// An upstream that reads a request and then does `what` with the connection.
+async fn raw_upstream(what: &'static [u8]) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut buffer = vec![0; 4096];
+                let mut read = 0;
+                while !buffer[..read].ends_with(b"}") {
+                    read += stream.read(&mut buffer[read..]).await.unwrap();
+                }
+                stream.write_all(what).await.unwrap();
+            });
+        }
+    });
+    addr
+}
+
+#[tokio::test]
+async fn an_upstream_that_fails_is_an_explicit_error_and_an_ending() {
+    for (what, expected, ended) in [
+        (b"".as_slice(), (502, 47014), "unknown"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", (502, 47014), "unknown"),
+        (b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{\"a", (502, 47014), "unknown"),
+        (b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 7\r\n\r\ngarbage", (502, 47015), "http_error"),
+        (b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 6\r\n\r\n<html>", (502, 47015), "http_error"),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", (502, 47015), "http_error"),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 15\r\n\r\n{\"jsonrpc\":\"2\"}", (502, 47015), "http_error"),
+        (b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 2\r\n\r\n{}", (502, 47015), "http_error"),
+        (b"HTTP/1.1 307 X\r\nlocation: http://secret.internal/\r\ncontent-length: 0\r\n\r\n", (502, 47015), "http_error"),
+        (b"HTTP/1.1 401 X\r\nwww-authenticate: Bearer realm=\"secret\"\r\ncontent-length: 0\r\n\r\n", (502, 47016), "http_error"),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 17000000\r\n\r\n", (502, 47017), "too_large"),
+    ] {
+        let bench = Bench::start(raw_upstream(what).await, |_| {}).await;
+        let reply = bench.post(CALL).await;
+        let name = String::from_utf8_lossy(what);
+        assert_eq!(reply.error(), expected, "{name}");
+        assert_eq!(reply.json()["id"], 1, "{name}");
+        let shown = format!("{:?}{:?}", reply.headers, reply.body);
+        assert!(!shown.contains("secret") && !shown.contains("location"), "{shown}");
+        assert_eq!(status(&bench.after_endings(1).await), ended, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn an_upstream_that_is_not_there_is_unreachable() {
+    let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let bench = Bench::start(gone, |_| {}).await;
+    assert_eq!(bench.post(CALL).await.error(), (502, 47012));
+    assert_eq!(status(&bench.after_endings(1).await), "unreachable");
+}
+
+#[tokio::test]
+async fn an_upstream_that_hangs_is_a_timeout() {
+    let upstream = Upstream::start(|_| std::future::pending()).await;
+    let short = |config: &mut Config| config.limits.response = Duration::from_millis(50);
+    let bench = Bench::start(upstream.addr, short).await;
+    assert_eq!(bench.post(CALL).await.error(), (504, 47013));
+    assert_eq!(status(&bench.after_endings(1).await), "timeout");
+}
+
+#[tokio::test]
+async fn an_answer_that_stops_half_way_is_a_timeout() {
+    let head = b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{\"a";
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.write_all(head).await.unwrap();
+        std::future::pending::<()>().await;
+    });
+    let short = |config: &mut Config| config.limits.idle = Duration::from_millis(50);
+    let bench = Bench::start(addr, short).await;
+    assert_eq!(bench.post(CALL).await.error(), (504, 47013));
+    assert_eq!(status(&bench.after_endings(1).await), "timeout");
+}
+
+#[tokio::test]
+async fn many_calls_with_the_same_id_each_get_their_own_answer() {
+    let upstream = Upstream::start(|seen: Seen| async move {
+        let request: serde_json::Value = serde_json::from_slice(&seen.body).unwrap();
+        let n = request["params"]["arguments"]["n"].clone();
+        tokio::task::yield_now().await;
+        json(format!("{{\"jsonrpc\":\"2.0\",\"id\":1,\"result\":{{\"n\":{n}}}}}"))
+    })
+    .await;
+    let bench = Bench::start(upstream.addr, |_| {}).await;
+    let calls = (0..50).map(|n| {
+        let call = CALL.replace("\"a\":1.0", &format!("\"n\":{n}"));
+        let bench = &bench;
+        async move { assert_eq!(bench.post(call).await.json()["result"]["n"], n) }
+    });
+    futures::future::join_all(calls).await;
+    let events = bench.after_endings(50).await;
+    for opening in of_kind(&events, &Kind::CallRequested) {
+        let mut endings = of_kind(&events, &Kind::CallEnded);
+        endings.retain(|ending| ending.call == opening.call);
+        assert_eq!(endings.len(), 1);
+        let asked: serde_json::Value =
+            serde_json::from_slice(&bench.body(opening.bodies.request.as_ref())).unwrap();
+        let got: serde_json::Value =
+            serde_json::from_slice(&bench.body(endings[0].bodies.response.as_ref())).unwrap();
+        assert_eq!(asked["params"]["arguments"]["n"], got["result"]["n"]);
+    }
+}
+
+#[tokio::test]
+async fn more_people_than_an_ending_holds_are_listed_before_it() {
+    let entries: Vec<_> = (0..400)
+        .map(
+            |i| serde_json::json!({"resource": {"resourceType": "Patient", "id": format!("p{i}")}}),
+        )
+        .collect();
+    let bundle = serde_json::json!({"resourceType": "Bundle", "entry": entries});
+    let answer =
+        serde_json::json!({"jsonrpc": "2.0", "id": 1, "result": {"structuredContent": bundle}});
+    let upstream = Upstream::with_json(answer.to_string()).await;
+    let bench = Bench::start(upstream.addr, |config| config.servers[0].phi = false).await;
+    assert_eq!(bench.post(CALL).await.status, 200);
+    let events = bench.events();
+    let [opening, listed @ .., ending] = events.as_slice() else { panic!("{events:#?}") };
+    assert_eq!((&opening.kind, &ending.kind), (&Kind::CallRequested, &Kind::CallEnded));
+    assert!(listed.iter().all(|event| event.kind == Kind::SubjectsListed));
+    assert_eq!(listed[0].detail["parts"], (listed.len() as u64).into());
+    let people: usize = events.iter().map(|event| event.data.subjects.len()).sum();
+    assert_eq!(people, 400);
+    assert_eq!(ending.data.subject_count.unwrap().get(), 400);
+    assert!(ending.data.is_phi(), "although the server is configured as holding none");
+}

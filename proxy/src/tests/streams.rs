@@ -1,0 +1,166 @@
+//! Event streams: each message recorded before it is passed on, whatever happens meanwhile.
+
+use tokio::sync::mpsc;
+
+use super::*;
+
+type Pieces = mpsc::Sender<Result<Bytes, crate::payload::BrokenOff>>;
+
+/// An upstream whose only stream is written by the test.
+async fn scripted() -> (Upstream, Pieces) {
+    let (pieces, coming) = mpsc::channel(8);
+    let coming = Arc::new(Mutex::new(Some(coming)));
+    let upstream = Upstream::start(move |_| {
+        let coming = coming.lock().unwrap().take();
+        async move {
+            let Some(coming) = coming else {
+                return Response::builder().status(202).body(Payload::Whole(None)).unwrap();
+            };
+            let pieces = futures::stream::unfold(coming, |mut coming| async move {
+                Some((coming.recv().await?, coming))
+            });
+            let builder = Response::builder().header("content-type", "text/event-stream");
+            builder.body(Payload::Pieces(Box::pin(pieces))).unwrap()
+        }
+    })
+    .await;
+    (upstream, pieces)
+}
+
+const PROGRESS: &str =
+    r#"{"jsonrpc":"2.0","method":"notifications/progress","params":{"progress":1}}"#;
+const SAMPLING: &str = r#"{"jsonrpc":"2.0","id":5,"method":"sampling/createMessage","params":{"text":"{\"resourceType\":\"Patient\",\"id\":\"p7\"}"}}"#;
+
+async fn send(pieces: &Pieces, text: &str) {
+    pieces.send(Ok(Bytes::from(text.to_owned()))).await.unwrap();
+}
+
+fn event(message: &str) -> String {
+    format!("data: {message}\n\n")
+}
+
+#[tokio::test]
+async fn each_message_is_passed_on_when_it_comes_and_was_recorded_before() {
+    let (upstream, pieces) = scripted().await;
+    let bench = Bench::start(upstream.addr, |_| {}).await;
+    let mut reply = bench.exchange(Method::POST, "/servers/ehr/mcp", &[], CALL).await;
+    for message in [PROGRESS, SAMPLING] {
+        let (first, second) = message.split_at(20);
+        send(&pieces, &format!("data: {first}")).await;
+        send(&pieces, &format!("{second}\n\n")).await;
+        assert_eq!(reply.piece().await.unwrap(), event(message));
+        let events = bench.events();
+        let last = events.last().unwrap();
+        assert_eq!(last.kind, Kind::MessageRelayed);
+        assert_eq!(bench.body(last.bodies.request.as_ref()), message);
+    }
+    send(&pieces, &event(ANSWER)).await;
+    assert_eq!(reply.piece().await.unwrap(), event(ANSWER));
+    let events = bench.events();
+    assert_eq!(status(&events), "ok");
+    let data = &ending(&events).data;
+    assert_eq!(data.subjects[0].id, "p7", "what passed beside the answer belongs to the call");
+    drop(pieces);
+    assert_eq!(reply.piece().await, None);
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_a_stream_has_its_call_ended_as_abandoned() {
+    let (upstream, pieces) = scripted().await;
+    let bench = Bench::start(upstream.addr, |_| {}).await;
+    let mut reply = bench.exchange(Method::POST, "/servers/ehr/mcp", &[], CALL).await;
+    send(&pieces, &event(PROGRESS)).await;
+    reply.piece().await.unwrap();
+    reply.leave();
+    assert_eq!(status(&bench.after_endings(1).await), "abandoned");
+    pieces.closed().await;
+}
+
+#[tokio::test]
+async fn a_stream_that_breaks_off_ends_the_call_as_unknown_and_says_so() {
+    let (upstream, pieces) = scripted().await;
+    let bench = Bench::start(upstream.addr, |_| {}).await;
+    let mut reply = bench.exchange(Method::POST, "/servers/ehr/mcp", &[], CALL).await;
+    send(&pieces, &event(PROGRESS)).await;
+    reply.piece().await.unwrap();
+    pieces.send(Err(crate::payload::BrokenOff)).await.unwrap();
+    let last = reply.piece().await.unwrap();
+    assert!(std::str::from_utf8(&last).unwrap().contains("\"code\":47014"), "{last:?}");
+    assert_eq!(status(&bench.after_endings(1).await), "unknown");
+}
+
+#[tokio::test]
+async fn a_silent_stream_is_kept_open_by_comments() {
+    let (upstream, pieces) = scripted().await;
+    let short = |config: &mut Config| config.limits.keep_alive = Duration::from_millis(5);
+    let bench = Bench::start(upstream.addr, short).await;
+    let mut reply = bench.exchange(Method::POST, "/servers/ehr/mcp", &[], CALL).await;
+    assert_eq!(reply.piece().await.unwrap(), ": keep-alive\n\n");
+    assert_eq!(reply.piece().await.unwrap(), ": keep-alive\n\n");
+    send(&pieces, &event(ANSWER)).await;
+    while let Some(piece) = reply.piece().await {
+        if piece == event(ANSWER) {
+            return;
+        }
+    }
+    panic!("the answer did not come");
+}
+
+#[tokio::test]
+async fn a_stream_that_stays_silent_too_long_is_a_timeout() {
+    let (upstream, _pieces) = scripted().await;
+    let short = |config: &mut Config| {
+        config.limits.keep_alive = Duration::from_millis(5);
+        config.limits.stream_idle = Duration::from_millis(20);
+    };
+    let bench = Bench::start(upstream.addr, short).await;
+    let reply = bench.post(CALL).await;
+    assert!(std::str::from_utf8(&reply.body).unwrap().contains("\"code\":47013"));
+    assert_eq!(status(&bench.after_endings(1).await), "timeout");
+}
+
+#[tokio::test]
+async fn an_event_longer_than_the_limit_ends_the_stream() {
+    let long = event(&ANSWER.replace("hi", &"x".repeat(17 << 20)));
+    let upstream = Upstream::start(move |_| {
+        let long = long.clone();
+        async move { answer(200, "text/event-stream", long) }
+    })
+    .await;
+    let bench = Bench::start(upstream.addr, |_| {}).await;
+    let reply = bench.post(CALL).await;
+    assert!(std::str::from_utf8(&reply.body).unwrap().contains("\"code\":47017"));
+    assert_eq!(status(&bench.after_endings(1).await), "too_large");
+}
+
+#[tokio::test]
+async fn the_servers_own_stream_is_recorded_message_by_message() {
+    let (upstream, pieces) = scripted().await;
+    let bench = Bench::start(upstream.addr, |_| {}).await;
+    let mut reply = bench.exchange(Method::GET, "/servers/ehr/mcp", &[], "").await;
+    send(&pieces, &event(PROGRESS)).await;
+    assert_eq!(reply.piece().await.unwrap(), event(PROGRESS));
+    let events = bench.events();
+    let kinds: Vec<_> = events.iter().map(|event| event.kind.as_str()).collect();
+    assert_eq!(kinds, ["message.relayed", "message.relayed"]);
+    assert_eq!(events[0].detail["http_method"], "GET".into());
+    assert_eq!(bench.body(events[1].bodies.request.as_ref()), PROGRESS);
+    assert_eq!(events[1].detail["direction"], "to_client".into());
+    assert_eq!(upstream.seen()[0].method, Method::GET);
+}
+
+#[tokio::test]
+async fn a_notification_is_recorded_and_passed_on_without_a_call() {
+    let upstream = Upstream::start(|_| async {
+        Response::builder().status(202).body(Payload::Whole(None)).unwrap()
+    })
+    .await;
+    let bench = Bench::start(upstream.addr, |_| {}).await;
+    let reply = bench.post(PROGRESS).await;
+    assert_eq!((reply.status, reply.body.len()), (202, 0));
+    assert_eq!(upstream.seen()[0].body, PROGRESS);
+    let events = bench.events();
+    assert_eq!(events.len(), 1);
+    assert_eq!(events[0].kind, Kind::MessageRelayed);
+    assert_eq!(events[0].detail["direction"], "to_server".into());
+}
