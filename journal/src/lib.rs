@@ -29,6 +29,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use custody_schemas::id::Micros;
 
+#[doc(hidden)]
+pub mod bench;
 #[cfg(test)]
 mod contract;
 pub mod control;

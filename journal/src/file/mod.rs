@@ -8,7 +8,7 @@
 mod append;
 pub(crate) mod format;
 pub(crate) mod lane;
-mod reader;
+pub(crate) mod reader;
 pub(crate) mod room;
 pub(crate) mod segment;
 pub(crate) mod shelf;

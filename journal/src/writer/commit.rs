@@ -45,7 +45,7 @@ struct Pending {
     seq: u64,
     at: Micros,
     place: u64,
-    _hold: Hold,
+    hold: Hold,
 }
 
 /// The thread's state.
@@ -249,7 +249,7 @@ impl Committer {
             }
             Purpose::Ending(call) => self.ending.extend(self.open.remove_entry(&call)),
         }
-        self.pending.push(Pending { reply, purpose, seq, at, place, _hold: hold });
+        self.pending.push(Pending { reply, purpose, seq, at, place, hold });
     }
 
     /// Ends a call whose slot is gone.
@@ -316,8 +316,9 @@ impl Committer {
         }
         let events = run.settle();
         for pending in self.pending.drain(..) {
-            let Pending { reply, seq, at, place, .. } = pending;
+            let Pending { reply, seq, at, place, hold, .. } = pending;
             let stream = run.stream.clone();
+            drop(hold); // whoever hears the answer finds the place free
             answer(reply, Ok(Appended { stream, seq, at, offset: offsets.start + place }));
         }
         self.ending.clear();
@@ -343,7 +344,8 @@ impl Committer {
             self.previous = Some(Previous { stream, size, root, clean: false, lost });
         }
         let mut never_opened = HashSet::new();
-        for Pending { reply, purpose, .. } in self.pending.drain(..) {
+        for Pending { reply, purpose, hold, .. } in self.pending.drain(..) {
+            drop(hold);
             let source = Arc::clone(&self.problem);
             answer(reply, Err(AppendError::Unavailable { maybe: true, source }));
             if let Purpose::Opening(call) = purpose {

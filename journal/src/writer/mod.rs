@@ -228,7 +228,7 @@ struct Present {
 #[derive(Clone, Debug)]
 pub struct Writer {
     shared: Arc<Shared>,
-    threads: Arc<Threads>,
+    _threads: Arc<Threads>,
 }
 
 impl Writer {
@@ -274,7 +274,7 @@ impl Writer {
             options,
         });
         let threads = Threads::start(&shared, committer, bulk, lock)?;
-        Ok((Self { shared, threads: Arc::new(threads) }, recovery))
+        Ok((Self { shared, _threads: Arc::new(threads) }, recovery))
     }
 
     /// Sets aside what a call needs: places in the queue for its opening and its ending, and room

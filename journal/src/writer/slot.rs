@@ -169,6 +169,7 @@ impl Job {
 
     /// Answers that it failed.
     pub(crate) fn fail(self, error: AppendError) {
+        drop(self.hold);
         answer(self.reply, Err(error));
     }
 }

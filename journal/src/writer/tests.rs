@@ -1,1 +1,471 @@
-//! stub
+//! The writer's promises, and the ways in which a disk or a process tries to break them.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use custody_schemas::body::{ChunkHeader, commitment};
+use custody_schemas::event::{Draft, Event, Outcome};
+use custody_schemas::id::CallId;
+use custody_schemas::json::Json;
+use custody_schemas::kind::Kind;
+use custody_schemas::record::{Decoded, decode};
+use custody_schemas::seal::checkpoint::{Checkpoint, Message};
+use custody_schemas::seal::key::Signer;
+use custody_schemas::seal::{Leaf, Tree};
+use custody_schemas::words::Status;
+
+use super::{AppendError, OpenError, OutBody, Part, Recovery, Writer, WriterOptions};
+use crate::file::{LockError, SpoolError};
+use crate::{Entry, EntryKind, Journal, Partition, Topic};
+
+fn signer() -> Signer {
+    Signer::from_seed("audit.example/edge-1", &[3; 32]).unwrap().0
+}
+
+fn options(dir: &Path) -> WriterOptions {
+    WriterOptions {
+        origin: "audit.example".to_owned(),
+        segment_bytes: 1 << 20,
+        spool_max_bytes: 1 << 30,
+        queue: 256,
+        ..WriterOptions::new(dir, "edge-1")
+    }
+}
+
+fn open(dir: &Path) -> (Writer, Recovery) {
+    Writer::open(options(dir), signer()).unwrap()
+}
+
+fn call() -> CallId {
+    CallId::from_uuid(uuid::Uuid::now_v7())
+}
+
+fn opening(call: CallId) -> Draft {
+    Draft { call: Some(call), ..Draft::new(Kind::CallRequested) }
+}
+
+fn ending(call: CallId, status: Status) -> Draft {
+    let outcome = Some(Outcome { status, ..Outcome::default() });
+    Draft { call: Some(call), outcome, ..Draft::new(Kind::CallEnded) }
+}
+
+fn body(part: Part, len: usize) -> OutBody {
+    OutBody { part, bytes: Bytes::from(vec![0x5a; len]) }
+}
+
+fn partition(topic: Topic, name: &str) -> Partition {
+    Partition { topic, name: name.to_owned() }
+}
+
+fn entries(journal: &dyn Journal, topic: Topic, name: &str) -> Vec<Entry> {
+    let mut reader = journal.reader(&partition(topic, name), 0).unwrap();
+    let mut all = Vec::new();
+    loop {
+        let some = reader.read(100, 1 << 20, Duration::ZERO).unwrap();
+        if some.is_empty() {
+            return all;
+        }
+        all.extend(some);
+    }
+}
+
+/// Every event in the journal, its streams' `seq` and trees checked against the checkpoints.
+fn events(journal: &dyn Journal) -> Vec<Event> {
+    let mut trees: HashMap<String, (Tree, Vec<Leaf>)> = HashMap::new();
+    let mut events = Vec::new();
+    for entry in entries(journal, Topic::Events, "edge-1") {
+        if entry.kind == EntryKind::Checkpoint {
+            let message = Message::decode(&entry.value).unwrap();
+            let head = Checkpoint::verify(&message.note, &[signer().vkey()]).unwrap();
+            let stream = head.origin.strip_prefix("audit.example/").unwrap();
+            let (tree, leaves) = &trees[stream];
+            assert_eq!((head.size, head.root), (tree.size(), tree.root()));
+            assert_eq!(message.leaves, leaves[usize::try_from(message.first).unwrap()..]);
+            continue;
+        }
+        let Decoded::Event(event) = decode(&entry.value) else { panic!("not an event") };
+        let (tree, leaves) = trees.entry(event.stream.to_string()).or_default();
+        assert_eq!(event.seq.get(), tree.size(), "seq is gapless");
+        let leaf = event.identity().leaf(&entry.value);
+        tree.push(&leaf);
+        leaves.push(leaf);
+        events.push(*event);
+    }
+    events
+}
+
+fn of_kind(events: &[Event], kind: Kind) -> Vec<&Event> {
+    events.iter().filter(|event| event.kind == kind).collect()
+}
+
+fn statuses(events: &[Event]) -> Vec<Status> {
+    let ended = of_kind(events, Kind::CallEnded);
+    ended.iter().map(|event| event.outcome.clone().unwrap().status).collect()
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn seq_is_gapless_across_group_commits_of_many_tasks() {
+    let dir = tempfile::tempdir().unwrap();
+    let (writer, _) = open(dir.path());
+    let mut tasks = Vec::new();
+    for _ in 0..64 {
+        let writer = writer.clone();
+        tasks.push(tokio::spawn(async move {
+            for _ in 0..20 {
+                let call = call();
+                let mut slot = writer.slot(100).unwrap();
+                let opened = slot.open(opening(call), vec![body(Part::Request, 50)]).await.unwrap();
+                let ended = slot.end(ending(call, Status::Ok), vec![body(Part::Response, 70)]);
+                let ended = ended.await.unwrap();
+                assert!(ended.seq > opened.seq && ended.offset > opened.offset);
+                assert!(ended.at >= opened.at);
+            }
+        }));
+    }
+    for task in tasks {
+        task.await.unwrap();
+    }
+    let status = writer.status();
+    assert_eq!((status.slots, status.problem), (0, None));
+    assert!(status.commits < 2 * 64 * 20, "commits are shared");
+    let closed = writer.close().await.unwrap();
+    let events = events(&*writer.journal());
+    assert_eq!(events.len(), 2 * 64 * 20 + 2);
+    assert_eq!(closed.seq + 1, events.len() as u64);
+    assert!(events.is_sorted_by_key(|event| event.at));
+    assert!(matches!(writer.slot(1), Err(AppendError::Closed)));
+    assert!(matches!(writer.close().await, Err(AppendError::Closed)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bodies_are_stored_before_their_record_and_match_its_commitment() {
+    let dir = tempfile::tempdir().unwrap();
+    let (writer, _) = open(dir.path());
+    let call = call();
+    let mut slot = writer.slot(3 << 20).unwrap();
+    let small = slot.open(opening(call), vec![body(Part::Request, 60 << 10)]).await.unwrap();
+    let large = vec![body(Part::Response, 3 << 20), body(Part::Edits, 0)];
+    slot.end(ending(call, Status::Ok), large).await.unwrap();
+    let journal = writer.journal();
+    let main = entries(&*journal, Topic::Bodies, "edge-1");
+    assert_eq!((main.len(), main[0].offset + 1), (1, small.offset));
+    let bulk = entries(&*journal, Topic::Bodies, "edge-1.bulk");
+    assert_eq!(bulk.len(), 7);
+    let events = events(&*journal);
+    for reference in
+        [&events[1].bodies.request, &events[2].bodies.response, &events[2].bodies.edits]
+    {
+        let reference = reference.as_ref().unwrap();
+        let header = |entry: &Entry| ChunkHeader::decode(&entry.header).unwrap();
+        let chunks: Vec<_> =
+            main.iter().chain(&bulk).filter(|e| header(e).body == reference.body).collect();
+        let bytes: Vec<u8> = chunks.iter().flat_map(|chunk| chunk.value.to_vec()).collect();
+        assert_eq!(bytes.len() as u64, reference.bytes.get());
+        assert_eq!(commitment(&header(chunks[0]).nonce, &bytes), reference.commitment);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_ending_stays_behind_an_opening_whose_large_body_is_on_its_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let (writer, _) = open(dir.path());
+    let mut answers = Vec::new();
+    for _ in 0..20 {
+        let call = call();
+        let mut slot = writer.slot(0).unwrap();
+        // nobody waits for the opening
+        drop(slot.open(opening(call), vec![body(Part::Request, 1 << 20)]));
+        answers.push(slot.end(ending(call, Status::NotForwarded), Vec::new()));
+    }
+    for answer in answers {
+        answer.await.unwrap();
+    }
+    assert_eq!(statuses(&events(&*writer.journal())), vec![Status::NotForwarded; 20]);
+}
+
+#[tokio::test]
+async fn endings_handed_in_by_drops_are_never_lost_however_full_the_queue_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let (writer, _) = open(dir.path());
+    let mut slots = Vec::new();
+    for _ in 0..256 {
+        let call = call();
+        let mut slot = writer.slot(0).unwrap();
+        drop(slot.open(opening(call), Vec::new()));
+        slots.push((call, slot));
+    }
+    assert!(matches!(writer.slot(0), Err(AppendError::Busy { limit: 256 })));
+    for (i, (call, slot)) in slots.into_iter().enumerate() {
+        if i % 2 == 0 {
+            drop(slot.end(ending(call, Status::Abandoned), Vec::new()));
+        } else {
+            drop(slot);
+        }
+    }
+    writer.close().await.unwrap();
+    let statuses = statuses(&events(&*writer.journal()));
+    assert_eq!(statuses.iter().filter(|status| **status == Status::Abandoned).count(), 128);
+    assert_eq!(statuses.iter().filter(|status| **status == Status::Unknown).count(), 128);
+    assert_eq!(writer.status().slots, 0);
+}
+
+#[tokio::test]
+async fn an_append_that_fails_before_it_is_stored_takes_no_seq() {
+    let dir = tempfile::tempdir().unwrap();
+    let (writer, _) = open(dir.path());
+    let unknown = writer.append(Draft::new(Kind::Unknown("x".into())), Vec::new());
+    assert!(matches!(unknown.await, Err(AppendError::Seal(_))));
+    let misplaced = writer.append(opening(call()), Vec::new());
+    assert!(matches!(misplaced.await, Err(AppendError::Invalid(_))));
+    let good = writer.append(Draft::new(Kind::CallDenied), Vec::new()).await.unwrap();
+    assert_eq!(good.seq, 1);
+    events(&*writer.journal());
+}
+
+#[tokio::test]
+async fn a_second_writer_on_the_same_spool_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (writer, _) = open(dir.path());
+    let second = Writer::open(options(dir.path()), signer()).unwrap_err();
+    assert!(matches!(second, OpenError::Spool(SpoolError::Lock(LockError::InUse(_)))), "{second}");
+    drop(writer);
+    open(dir.path());
+}
+
+#[tokio::test]
+async fn a_full_spool_refuses_before_the_effect_and_still_takes_the_endings_of_open_calls() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = WriterOptions { spool_max_bytes: 12 << 20, ..options(dir.path()) };
+    let (writer, _) = Writer::open(options, signer()).unwrap();
+    let mut open = Vec::new();
+    for _ in 0..2 {
+        let call = call();
+        let mut slot = writer.slot(1 << 20).unwrap();
+        slot.open(opening(call), Vec::new()).await.unwrap();
+        open.push((call, slot));
+    }
+    let big = || vec![body(Part::Request, 1 << 20)];
+    let full = loop {
+        match writer.append(Draft::new(Kind::MessageRelayed), big()).await {
+            Ok(_) => {}
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(full, AppendError::Full { .. }), "{full}");
+    assert!(matches!(writer.slot(1 << 20), Err(AppendError::Full { .. })));
+    for (call, slot) in open {
+        slot.end(ending(call, Status::Ok), vec![body(Part::Response, 1 << 20)]).await.unwrap();
+    }
+    assert!(writer.status().spool_used_bytes <= 12 << 20);
+    assert_eq!(statuses(&events(&*writer.journal())), [Status::Ok, Status::Ok]);
+}
+
+#[tokio::test]
+async fn what_is_released_makes_room_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = WriterOptions { spool_max_bytes: 12 << 20, ..options(dir.path()) };
+    let (writer, _) = Writer::open(options, signer()).unwrap();
+    let journal = writer.journal();
+    for _ in 0..60 {
+        let relayed = Draft::new(Kind::MessageRelayed);
+        let appended = writer.append(relayed, vec![body(Part::Request, 1 << 20)]).await.unwrap();
+        let bulk = writer.subscribe().borrow().bulk;
+        journal.release(&partition(Topic::Bodies, "edge-1.bulk"), bulk).unwrap();
+        for topic in [Topic::Events, Topic::Bodies] {
+            journal.release(&partition(topic, "edge-1"), appended.offset + 1).unwrap();
+        }
+    }
+    assert!(writer.status().spool_used_bytes <= 12 << 20);
+}
+
+#[tokio::test]
+async fn the_next_run_ends_orphans_as_unknown_exactly_once_even_if_it_dies_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let (writer, first) = open(dir.path());
+    assert_eq!((first.previous.clone(), first.orphans), (None, 0));
+    let (done, cut) = (call(), call());
+    let mut slot = writer.slot(0).unwrap();
+    slot.open(opening(done), Vec::new()).await.unwrap();
+    slot.end(ending(done, Status::Ok), Vec::new()).await.unwrap();
+    let mut slot = writer.slot(0).unwrap();
+    let opened = slot.open(opening(cut), Vec::new()).await.unwrap();
+    // the process dies here: what it leaves is what is on disk
+    let dead = tempfile::tempdir().unwrap();
+    copy(dir.path(), dead.path());
+    for run in 1..4 {
+        let (writer, recovery) = open(dead.path());
+        assert_eq!(recovery.orphans, u64::from(run == 1));
+        let previous = recovery.previous.unwrap();
+        assert_eq!((previous.clean, previous.lost), (false, 0));
+        if run == 1 {
+            assert_eq!((previous.stream, previous.size), (first.stream.clone(), opened.seq + 1));
+        }
+        drop(writer); // dies again
+    }
+    let journal = crate::FileJournal::open(dead.path()).unwrap();
+    let events = events(&journal);
+    assert_eq!(statuses(&events), [Status::Ok, Status::Unknown]);
+    let unknown = of_kind(&events, Kind::CallEnded)[1];
+    assert_eq!((unknown.call, unknown.seq.get()), (Some(cut), 1));
+    assert_eq!(of_kind(&events, Kind::StreamOpened).len(), 4);
+}
+
+#[tokio::test]
+async fn a_call_that_is_open_across_segments_is_still_ended_by_the_next_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let (writer, _) = open(dir.path());
+    let long = call();
+    let mut slot = writer.slot(0).unwrap();
+    slot.open(opening(long), Vec::new()).await.unwrap();
+    for _ in 0..300 {
+        let relayed = Draft::new(Kind::MessageRelayed);
+        writer.append(relayed, vec![body(Part::Request, 60 << 10)]).await.unwrap();
+    }
+    let dead = tempfile::tempdir().unwrap();
+    copy(dir.path(), dead.path());
+    let main = dead.path().join("edge-1/main");
+    let mut segments: Vec<_> = fs::read_dir(&main).unwrap().map(|e| e.unwrap().path()).collect();
+    segments.retain(|path| path.extension().is_some_and(|e| e == "segment"));
+    segments.sort();
+    assert!(segments.len() > 5);
+    for old in &segments[..segments.len() - 2] {
+        fs::remove_file(old).unwrap();
+    }
+    let (writer, recovery) = open(dead.path());
+    assert_eq!(recovery.orphans, 1);
+    assert_eq!(recovery.previous.unwrap().size, 302);
+    drop(writer);
+    let journal = crate::FileJournal::open(dead.path()).unwrap();
+    let mut entries = entries(&journal, Topic::Events, "edge-1");
+    entries.retain(|entry| entry.kind == EntryKind::Event);
+    let last = entries.pop().unwrap();
+    let Decoded::Event(event) = decode(&last.value) else { panic!("not an event") };
+    assert_eq!((event.kind, event.call), (Kind::CallEnded, Some(long)));
+}
+
+#[tokio::test]
+async fn a_failed_sync_ends_the_run_and_live_calls_go_on_in_the_next() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = options(dir.path());
+    let fail = options.fail.clone();
+    let (writer, first) = Writer::open(options, signer()).unwrap();
+    let (alive, cut) = (call(), call());
+    let mut living = writer.slot(0).unwrap();
+    living.open(opening(alive), Vec::new()).await.unwrap();
+    let mut ended = writer.slot(0).unwrap();
+    ended.open(opening(cut), Vec::new()).await.unwrap();
+    fail.store(true, Ordering::SeqCst);
+    let failed = ended.end(ending(cut, Status::Ok), Vec::new()).await.unwrap_err();
+    assert!(matches!(failed, AppendError::Unavailable { maybe: true, .. }), "{failed}");
+    fail.store(true, Ordering::SeqCst); // the first attempt to begin a run fails too
+    let (mut never, lost) = (writer.slot(0).unwrap(), call());
+    let refused = never.open(opening(lost), Vec::new()).await.unwrap_err();
+    assert!(matches!(refused, AppendError::Unavailable { .. }), "{refused}");
+    let not_open = never.end(ending(lost, Status::AuditFailed), Vec::new());
+    let mut ends = writer.subscribe();
+    ends.wait_for(|_| writer.status().problem.is_none()).await.unwrap();
+    assert!(matches!(not_open.await, Err(AppendError::NotOpen | AppendError::Unavailable { .. })));
+    let after = living.end(ending(alive, Status::Ok), Vec::new()).await.unwrap();
+    assert_ne!(after.stream, first.stream);
+    writer.close().await.unwrap();
+    assert_eq!(writer.status().poisoned, 1);
+    let events = events(&*writer.journal());
+    let endings: HashMap<_, _> = of_kind(&events, Kind::CallEnded)
+        .iter()
+        .map(|event| (event.call.unwrap(), event.outcome.clone().unwrap().status))
+        .collect();
+    assert_eq!(endings, HashMap::from([(cut, Status::Unknown), (alive, Status::Ok)]));
+    let opened = of_kind(&events, Kind::StreamOpened)[1];
+    let Some(Json::Map(previous)) = opened.detail.get("previous") else { panic!("no previous") };
+    assert_eq!(previous["clean"], Json::from(false));
+    assert_eq!(previous["size"], Json::from(3u64));
+    drop(writer);
+    let (_, recovery) = open(dir.path());
+    assert_eq!((recovery.orphans, recovery.previous.unwrap().clean), (0, true));
+}
+
+#[tokio::test]
+async fn leaves_below_the_last_signed_size_that_are_missing_are_reported_as_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let (writer, _) = open(dir.path());
+    let before = tempfile::tempdir().unwrap();
+    copy(dir.path(), before.path());
+    for _ in 0..5 {
+        writer.append(Draft::new(Kind::CallDenied), Vec::new()).await.unwrap();
+    }
+    let closed = writer.close().await.unwrap();
+    fs::copy(dir.path().join("edge-1/signed"), before.path().join("edge-1/signed")).unwrap();
+    let (writer, recovery) = open(before.path());
+    let previous = recovery.previous.unwrap();
+    assert_eq!((previous.size, previous.lost), (1, closed.seq));
+    let opened = events(&*writer.journal()).pop().unwrap();
+    let Some(Json::Map(previous)) = opened.detail.get("previous") else { panic!("no previous") };
+    assert_eq!(previous["lost"], Json::from(closed.seq));
+}
+
+#[tokio::test]
+async fn a_silent_stream_says_that_it_lives_and_an_old_run_rolls() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = WriterOptions {
+        alive_after: Duration::from_millis(5),
+        checkpoint_after: Duration::from_millis(5),
+        roll_after: Duration::from_millis(60),
+        ..options(dir.path())
+    };
+    let (writer, first) = Writer::open(options, signer()).unwrap();
+    let call = call();
+    let mut slot = writer.slot(0).unwrap();
+    slot.open(opening(call), Vec::new()).await.unwrap();
+    let mut ends = writer.subscribe();
+    ends.wait_for(|_| writer.status().stream != first.stream).await.unwrap();
+    slot.end(ending(call, Status::Ok), Vec::new()).await.unwrap();
+    writer.close().await.unwrap();
+    let events = events(&*writer.journal());
+    assert!(!of_kind(&events, Kind::StreamAlive).is_empty());
+    let opened = of_kind(&events, Kind::StreamOpened);
+    assert!(opened.len() >= 2);
+    assert_eq!(of_kind(&events, Kind::StreamClosed).len(), opened.len());
+    let Some(Json::Map(previous)) = opened[1].detail.get("previous") else { panic!("no previous") };
+    assert_eq!(previous["clean"], Json::from(true));
+    assert_eq!(statuses(&events), [Status::Ok]);
+}
+
+#[tokio::test]
+async fn a_removed_spool_is_seen_at_once_and_what_it_held_is_reported_as_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let (writer, _) = open(dir.path());
+    writer.append(Draft::new(Kind::CallDenied), Vec::new()).await.unwrap();
+    let main = dir.path().join("edge-1/main");
+    for entry in fs::read_dir(&main).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "segment") {
+            fs::remove_file(path).unwrap();
+        }
+    }
+    let failed = writer.append(Draft::new(Kind::CallDenied), Vec::new()).await.unwrap_err();
+    assert!(matches!(failed, AppendError::Unavailable { maybe: true, .. }), "{failed}");
+    let mut ends = writer.subscribe();
+    ends.wait_for(|_| writer.status().problem.is_none()).await.unwrap();
+    writer.append(Draft::new(Kind::CallDenied), Vec::new()).await.unwrap();
+    let events = events(&*writer.journal());
+    assert_eq!(events[0].kind, Kind::StreamOpened);
+    let Some(Json::Map(previous)) = events[0].detail.get("previous") else { panic!("no previous") };
+    assert_eq!(previous["lost"], Json::from(2u64));
+}
