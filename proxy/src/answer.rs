@@ -42,12 +42,8 @@ pub(crate) async fn deliver(
     }
     match read_whole(body, exchange.max_message_bytes(), exchange.limits().idle).await {
         Ok(bytes) => whole(exchange, asked, call, (head.status, head.headers), bytes).await,
-        Err(failure) => {
-            let status = match failure {
-                Failure::AnswerTooLarge => Status::TooLarge,
-                Failure::UpstreamTimeout => Status::Timeout,
-                _ => Status::Unknown,
-            };
+        Err(unread) => {
+            let (failure, status) = unread.failure();
             fail(asked, call, failure, status, Some(head.status.as_u16()), None).await
         }
     }
@@ -188,29 +184,51 @@ fn outcome(asked: &Asked, message: &Envelope<'_>) -> Option<Ending> {
     })
 }
 
+/// Why a body could not be read whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unread {
+    /// Longer than the limit.
+    TooLong,
+    /// The connection broke.
+    Broken,
+    /// The next piece did not come.
+    TimedOut,
+}
+
+impl Unread {
+    /// How it looks when it is an upstream's answer, and how the call ended by it.
+    pub(crate) fn failure(self) -> (Failure, Status) {
+        match self {
+            Self::TooLong => (Failure::AnswerTooLarge, Status::TooLarge),
+            Self::Broken => (Failure::UpstreamBroken, Status::Unknown),
+            Self::TimedOut => (Failure::UpstreamTimeout, Status::Timeout),
+        }
+    }
+}
+
 /// Reads a body of at most `limit` bytes.
 pub(crate) async fn read_whole(
     mut body: Incoming,
     limit: usize,
     idle: std::time::Duration,
-) -> Result<Bytes, Failure> {
+) -> Result<Bytes, Unread> {
     let announced = body.size_hint().lower();
     if announced > limit as u64 {
-        return Err(Failure::AnswerTooLarge);
+        return Err(Unread::TooLong);
     }
     let mut first = Bytes::new();
     let mut joined: Option<BytesMut> = None;
     loop {
         let frame = match timeout(idle, body.frame()).await {
             Ok(Some(Ok(frame))) => frame,
-            Ok(Some(Err(_))) => return Err(Failure::UpstreamBroken),
+            Ok(Some(Err(_))) => return Err(Unread::Broken),
             Ok(None) => break,
-            Err(_) => return Err(Failure::UpstreamTimeout),
+            Err(_) => return Err(Unread::TimedOut),
         };
         let Ok(data) = frame.into_data() else { continue };
         let so_far = joined.as_ref().map_or(first.len(), BytesMut::len);
         if so_far + data.len() > limit {
-            return Err(Failure::AnswerTooLarge);
+            return Err(Unread::TooLong);
         }
         match &mut joined {
             Some(joined) => joined.extend_from_slice(&data),

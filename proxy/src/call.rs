@@ -16,7 +16,7 @@ use http::{HeaderMap, HeaderValue, Method, Response, header};
 use hyper::body::Incoming;
 use sha2::{Digest, Sha256};
 
-use crate::answer::{self, Examined, read_whole, respond, unacceptable};
+use crate::answer::{self, Examined, Unread, read_whole, respond, unacceptable};
 use crate::config::Limits;
 use crate::envelope::{Envelope, EnvelopeError, Look, Shape};
 use crate::era::{self, Era, SESSION_HEADER, Spoken};
@@ -198,10 +198,10 @@ impl Visit {
             return Err(Failure::UnsupportedMediaType.into());
         }
         let (limit, idle) = (self.proxy.max_message_bytes, self.proxy.limits.body);
-        read_whole(body, limit, idle).await.map_err(|failure| match failure {
-            Failure::AnswerTooLarge => Failure::TooLarge.into(),
-            Failure::UpstreamTimeout => Failure::BodyTimeout.into(),
-            _ => Stop::because(Failure::Invalid, "the body broke off"),
+        read_whole(body, limit, idle).await.map_err(|unread| match unread {
+            Unread::TooLong => Failure::TooLarge.into(),
+            Unread::TimedOut => Failure::BodyTimeout.into(),
+            Unread::Broken => Stop::because(Failure::Invalid, "the body broke off"),
         })
     }
 
@@ -412,7 +412,7 @@ impl Exchange<'_> {
         }
         let bytes = match read_whole(body, self.max_message_bytes(), self.limits().idle).await {
             Ok(bytes) => bytes,
-            Err(failure) => return error(failure, None, None, None),
+            Err(unread) => return error(unread.failure().0, None, None, None),
         };
         if !bytes.is_empty() {
             let Examined { found, .. } = examine(self.served, None, bytes.clone()).await;

@@ -55,38 +55,31 @@ pub enum Failure {
     AnswerTooLarge,
 }
 
-/// How a failure looks from outside.
-struct Face {
-    status: StatusCode,
-    code: i64,
-    reason: &'static str,
-    message: &'static str,
-}
-
 impl Failure {
     /// The HTTP status.
     #[must_use]
     pub fn status(self) -> StatusCode {
-        self.face().status
+        self.numbers().0
     }
 
     /// The JSON-RPC error code.
     #[must_use]
     pub fn code(self) -> i64 {
-        self.face().code
+        self.numbers().1
     }
 
     /// The word for it in records, metrics and `error.data.reason`.
     #[must_use]
     pub fn reason(self) -> &'static str {
-        self.face().reason
+        self.numbers().2
     }
 
     /// The JSON-RPC error that a client receives. `id` is the raw token of its request, `note`
     /// says more where there is more to say.
     #[must_use]
     pub fn body(self, id: Option<&str>, call: Option<CallId>, note: Option<&str>) -> Bytes {
-        let Face { code, reason, message, .. } = self.face();
+        let (_, code, reason) = self.numbers();
+        let message = self.message();
         let id = id.unwrap_or("null");
         let call = call.map(|call| format!(",\"call\":\"{call}\"")).unwrap_or_default();
         let message = match note {
@@ -99,136 +92,85 @@ impl Failure {
         ))
     }
 
-    fn face(self) -> Face {
-        let (status, code, reason, message) = match self {
-            Self::AuditUnavailable => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                47001,
-                "audit_unavailable",
-                "the call could not be recorded and was not forwarded; it is safe to retry",
-            ),
-            Self::AuditOutcomeUnrecorded => (
-                StatusCode::BAD_GATEWAY,
-                47002,
-                "audit_outcome_unrecorded",
-                "the outcome could not be recorded, so the answer is withheld; the call may have \
-                 taken effect, do not repeat it blindly",
-            ),
-            Self::NotJson => {
-                (StatusCode::BAD_REQUEST, -32700, "not_json", "the body is not JSON; not forwarded")
+    /// HTTP status, JSON-RPC code, reason.
+    const fn numbers(self) -> (StatusCode, i64, &'static str) {
+        use StatusCode as S;
+        match self {
+            Self::AuditUnavailable => (S::SERVICE_UNAVAILABLE, 47001, "audit_unavailable"),
+            Self::AuditOutcomeUnrecorded => (S::BAD_GATEWAY, 47002, "audit_outcome_unrecorded"),
+            Self::NotJson => (S::BAD_REQUEST, -32700, "not_json"),
+            Self::Invalid => (S::BAD_REQUEST, -32600, "invalid"),
+            Self::TwinKeys => (S::BAD_REQUEST, -32600, "twin_keys"),
+            Self::HeaderMismatch => (S::BAD_REQUEST, -32020, "header_mismatch"),
+            Self::TooLarge => (S::PAYLOAD_TOO_LARGE, 47003, "too_large"),
+            Self::BodyTimeout => (S::REQUEST_TIMEOUT, 47004, "body_timeout"),
+            Self::Unauthenticated => (S::UNAUTHORIZED, 47005, "unauthenticated"),
+            Self::ForeignOrigin => (S::FORBIDDEN, 47006, "foreign_origin"),
+            Self::NotFound => (S::NOT_FOUND, 47007, "not_found"),
+            Self::UnknownServer => (S::NOT_FOUND, 47008, "unknown_server"),
+            Self::UnknownSession => (S::NOT_FOUND, 47009, "unknown_session"),
+            Self::MethodNotAllowed => (S::METHOD_NOT_ALLOWED, 47010, "method_not_allowed"),
+            Self::UnsupportedMediaType => {
+                (S::UNSUPPORTED_MEDIA_TYPE, 47011, "unsupported_media_type")
             }
-            Self::Invalid => (
-                StatusCode::BAD_REQUEST,
-                -32600,
-                "invalid",
-                "not a message that MCP allows; not forwarded",
-            ),
-            Self::TwinKeys => (
-                StatusCode::BAD_REQUEST,
-                -32600,
-                "twin_keys",
-                "two keys of one object are alike, so the message can be read in two ways; not \
-                 forwarded",
-            ),
-            Self::HeaderMismatch => (
-                StatusCode::BAD_REQUEST,
-                -32020,
-                "header_mismatch",
-                "headers and body disagree; not forwarded",
-            ),
-            Self::TooLarge => (
-                StatusCode::PAYLOAD_TOO_LARGE,
-                47003,
-                "too_large",
-                "the message is longer than max_message_bytes; not forwarded",
-            ),
-            Self::BodyTimeout => (
-                StatusCode::REQUEST_TIMEOUT,
-                47004,
-                "body_timeout",
-                "the body of the request did not arrive in time; not forwarded",
-            ),
-            Self::Unauthenticated => (
-                StatusCode::UNAUTHORIZED,
-                47005,
-                "unauthenticated",
-                "a valid key is required as `Authorization: Bearer …`; not forwarded",
-            ),
-            Self::ForeignOrigin => (
-                StatusCode::FORBIDDEN,
-                47006,
-                "foreign_origin",
+            Self::Unreachable => (S::BAD_GATEWAY, 47012, "unreachable"),
+            Self::UpstreamTimeout => (S::GATEWAY_TIMEOUT, 47013, "timeout"),
+            Self::UpstreamBroken => (S::BAD_GATEWAY, 47014, "upstream_broken"),
+            Self::UpstreamInvalid => (S::BAD_GATEWAY, 47015, "upstream_invalid"),
+            Self::UpstreamRefused => (S::BAD_GATEWAY, 47016, "upstream_refused"),
+            Self::AnswerTooLarge => (S::BAD_GATEWAY, 47017, "answer_too_large"),
+        }
+    }
+
+    const fn message(self) -> &'static str {
+        match self {
+            Self::AuditUnavailable => {
+                "the call could not be recorded and was not forwarded; it is safe to retry"
+            }
+            Self::AuditOutcomeUnrecorded => {
+                "the outcome could not be recorded, so the answer is withheld; the call may \
+                 have taken effect, do not repeat it blindly"
+            }
+            Self::NotJson => "the body is not JSON; not forwarded",
+            Self::Invalid => "not a message that MCP allows; not forwarded",
+            Self::TwinKeys => {
+                "two keys of one object are alike, so the message can be read in two ways; \
+                 not forwarded"
+            }
+            Self::HeaderMismatch => "headers and body disagree; not forwarded",
+            Self::TooLarge => "the message is longer than max_message_bytes; not forwarded",
+            Self::BodyTimeout => "the body of the request did not arrive in time; not forwarded",
+            Self::Unauthenticated => {
+                "a valid key is required as `Authorization: Bearer …`; not forwarded"
+            }
+            Self::ForeignOrigin => {
                 "the Host or Origin header names none of the hosts that this proxy serves \
-                 (proxy.allowed_hosts, proxy.allowed_origins); not forwarded",
-            ),
-            Self::NotFound => (
-                StatusCode::NOT_FOUND,
-                47007,
-                "not_found",
-                "there is nothing here; servers are at /servers/{name}/mcp",
-            ),
-            Self::UnknownServer => (
-                StatusCode::NOT_FOUND,
-                47008,
-                "unknown_server",
-                "no server of this name is configured; not forwarded",
-            ),
-            Self::UnknownSession => (
-                StatusCode::NOT_FOUND,
-                47009,
-                "unknown_session",
-                "no such session; initialize a new one; not forwarded",
-            ),
-            Self::MethodNotAllowed => (
-                StatusCode::METHOD_NOT_ALLOWED,
-                47010,
-                "method_not_allowed",
-                "use POST, GET or DELETE",
-            ),
-            Self::UnsupportedMediaType => (
-                StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                47011,
-                "unsupported_media_type",
-                "send application/json without a content encoding; not forwarded",
-            ),
-            Self::Unreachable => (
-                StatusCode::BAD_GATEWAY,
-                47012,
-                "unreachable",
-                "the server cannot be reached; the call was not delivered",
-            ),
-            Self::UpstreamTimeout => (
-                StatusCode::GATEWAY_TIMEOUT,
-                47013,
-                "timeout",
-                "the server did not answer in time; the call may have taken effect",
-            ),
-            Self::UpstreamBroken => (
-                StatusCode::BAD_GATEWAY,
-                47014,
-                "upstream_broken",
-                "the server broke off; the call may have taken effect",
-            ),
-            Self::UpstreamInvalid => (
-                StatusCode::BAD_GATEWAY,
-                47015,
-                "upstream_invalid",
-                "the server answered something that is not MCP; the call may have taken effect",
-            ),
-            Self::UpstreamRefused => (
-                StatusCode::BAD_GATEWAY,
-                47016,
-                "upstream_refused",
-                "the server refused the credentials that this proxy is configured with",
-            ),
-            Self::AnswerTooLarge => (
-                StatusCode::BAD_GATEWAY,
-                47017,
-                "answer_too_large",
-                "the answer is longer than max_message_bytes; the call may have taken effect",
-            ),
-        };
-        Face { status, code, reason, message }
+                 (proxy.allowed_hosts, proxy.allowed_origins); not forwarded"
+            }
+            Self::NotFound => "there is nothing here; servers are at /servers/{name}/mcp",
+            Self::UnknownServer => "no server of this name is configured; not forwarded",
+            Self::UnknownSession => "no such session; initialize a new one; not forwarded",
+            Self::MethodNotAllowed => "use POST, GET or DELETE",
+            Self::UnsupportedMediaType => {
+                "send application/json without a content encoding; not forwarded"
+            }
+            Self::Unreachable => "the server cannot be reached; the call was not delivered",
+            Self::UpstreamTimeout => {
+                "the server did not answer in time; the call may have taken effect"
+            }
+            Self::UpstreamBroken => "the server broke off; the call may have taken effect",
+            Self::UpstreamInvalid => {
+                "the server answered something that is not MCP; the call may have taken \
+                 effect"
+            }
+            Self::UpstreamRefused => {
+                "the server refused the credentials that this proxy is configured with"
+            }
+            Self::AnswerTooLarge => {
+                "the answer is longer than max_message_bytes; the call may have taken \
+                 effect"
+            }
+        }
     }
 }
 

@@ -222,7 +222,7 @@ impl<'a> Walk<'a> {
         }
         if work.sent && frame.resource_type.is_none() && frame.of_type.as_deref() == Some("Patient")
         {
-            frame.resource_type = frame.id.is_some().then(|| Cow::Borrowed("Patient"));
+            frame.resource_type = frame.id.is_some().then_some(Cow::Borrowed("Patient"));
         }
         if frame.under == "identifier" {
             self.identifier(&frame);
@@ -232,10 +232,10 @@ impl<'a> Walk<'a> {
             self.patients.mention(Mention::to(reference, frame.of_type.as_deref(), &frame.under));
         } else if let Some(url) = &frame.full_url {
             self.patients.name(frame.patient, url);
-        } else if frame.of_type.as_deref() == Some("Patient") || is_patient_key(&frame.under) {
-            if let Some((system, value)) = frame.identifiers.first() {
-                self.patients.mention(Mention::Identifier(system.clone(), value.clone()));
-            }
+        } else if let Some((system, value)) = frame.identifiers.first()
+            && (frame.of_type.as_deref() == Some("Patient") || is_patient_key(&frame.under))
+        {
+            self.patients.mention(Mention::Identifier(system.clone(), value.clone()));
         }
     }
 

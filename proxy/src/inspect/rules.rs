@@ -41,10 +41,8 @@ impl Rule {
 
     fn apply(&self, document: &Value, found: &mut Found) {
         for node in self.path.query(document).all() {
-            match node {
-                Value::Array(items) => items.iter().for_each(|item| self.value(item, found)),
-                other => self.value(other, found),
-            }
+            let items = node.as_array().map_or(std::slice::from_ref(node), Vec::as_slice);
+            items.iter().for_each(|item| self.value(item, found));
         }
     }
 

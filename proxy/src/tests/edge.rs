@@ -58,79 +58,37 @@ async fn without_a_known_key_nothing_is_read_or_forwarded() {
     assert!(upstream.seen().is_empty());
 }
 
+/// Path, headers beside the key, body; then the error and the reason on the record.
+type Refused<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a str, (u16, i64), &'a str);
+
+const EHR: &str = "/servers/ehr/mcp";
+
+const REFUSED: [Refused<'static>; 12] = [
+    ("/servers/nope/mcp", &[], CALL, (404, 47008), "unknown_server"),
+    (EHR, &[], "no json", (400, -32700), "not_json"),
+    (EHR, &[], "[]", (400, -32600), "invalid"),
+    (EHR, &[], "{}", (400, -32600), "invalid"),
+    (EHR, &[], r#"{"method":"tools/call","params":{"name":"x"}}"#, (400, -32600), "invalid"),
+    (EHR, &[], r#"{"id":1,"method":"x","m\u0065thod":"y"}"#, (400, -32600), "twin_keys"),
+    (EHR, &[("mcp-method", "tools/list")], CALL, (400, -32020), "header_mismatch"),
+    (EHR, &[("mcp-session-id", "s")], CALL, (404, 47009), "unknown_session"),
+    (EHR, &[("content-type", "text/plain")], CALL, (415, 47011), "unsupported_media_type"),
+    (EHR, &[("content-encoding", "gzip")], CALL, (415, 47011), "unsupported_media_type"),
+    (EHR, &[("host", "evil.example")], CALL, (403, 47006), "foreign_origin"),
+    (EHR, &[("origin", "https://evil.example")], CALL, (403, 47006), "foreign_origin"),
+];
+
 #[tokio::test]
 async fn refusals_name_their_reason_carry_the_callers_id_and_are_recorded() {
     let upstream = Upstream::with_json(ANSWER).await;
     let bench = Bench::start(upstream.addr, with_keys).await;
-    let key = ("authorization", "Bearer one");
     let deep = format!("{{\"id\":9,\"method\":\"x\",\"params\":{{\"a\":{}", "[".repeat(1_000_000));
-    for (path, headers, body, expected, reason) in [
-        ("/servers/nope/mcp", vec![key], CALL, (404, 47008), "unknown_server"),
-        ("/servers/ehr/mcp", vec![key], "no json", (400, -32700), "not_json"),
-        ("/servers/ehr/mcp", vec![key], deep.as_str(), (400, -32700), "not_json"),
-        ("/servers/ehr/mcp", vec![key], "[]", (400, -32600), "invalid"),
-        ("/servers/ehr/mcp", vec![key], "{}", (400, -32600), "invalid"),
-        (
-            "/servers/ehr/mcp",
-            vec![key],
-            r#"{"method":"tools/call","params":{"name":"x"}}"#,
-            (400, -32600),
-            "invalid",
-        ),
-        (
-            "/servers/ehr/mcp",
-            vec![key],
-            r#"{"id":1,"method":"x","m\u0065thod":"y"}"#,
-            (400, -32600),
-            "twin_keys",
-        ),
-        (
-            "/servers/ehr/mcp",
-            vec![key, ("mcp-method", "tools/list")],
-            CALL,
-            (400, -32020),
-            "header_mismatch",
-        ),
-        (
-            "/servers/ehr/mcp",
-            vec![key, ("mcp-session-id", "s")],
-            CALL,
-            (404, 47009),
-            "unknown_session",
-        ),
-        (
-            "/servers/ehr/mcp",
-            vec![key, ("content-type", "text/plain")],
-            CALL,
-            (415, 47011),
-            "unsupported_media_type",
-        ),
-        (
-            "/servers/ehr/mcp",
-            vec![key, ("content-encoding", "gzip")],
-            CALL,
-            (415, 47011),
-            "unsupported_media_type",
-        ),
-        (
-            "/servers/ehr/mcp",
-            vec![key, ("host", "evil.example")],
-            CALL,
-            (403, 47006),
-            "foreign_origin",
-        ),
-        (
-            "/servers/ehr/mcp",
-            vec![key, ("origin", "https://evil.example")],
-            CALL,
-            (403, 47006),
-            "foreign_origin",
-        ),
-    ] {
+    let deep = (EHR, [].as_slice(), deep.as_str(), (400, -32700), "not_json");
+    for (path, headers, body, expected, reason) in REFUSED.into_iter().chain([deep]) {
+        let headers = [headers, &[("authorization", "Bearer one")]].concat();
         let reply = bench.send(Method::POST, path, &headers, body.to_owned()).await;
         assert_eq!(reply.error(), expected, "{reason}");
-        let recorded = denied(&bench.events()).0.to_owned();
-        assert_eq!(recorded, reason);
+        assert_eq!(denied(&bench.events()).0, reason);
         if body == CALL && !["unsupported_media_type", "foreign_origin"].contains(&reason) {
             assert_eq!(reply.json()["id"], 1, "{reason}");
         }

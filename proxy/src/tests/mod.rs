@@ -223,7 +223,9 @@ impl Bench {
         let events = entries.into_iter().filter(|(kind, ..)| *kind == EntryKind::Event);
         let events = events.map(|(_, _, value)| match decode(&value) {
             Decoded::Event(event) => *event,
-            other => panic!("{other:?}"),
+            problem @ (Decoded::Identified { .. } | Decoded::Undecodable { .. }) => {
+                panic!("{problem:?}")
+            }
         });
         let own = |event: &Event| !event.kind.as_str().starts_with("stream.");
         events.filter(own).collect()
