@@ -84,9 +84,11 @@ impl Pipeline {
     fn open(&self, start: Option<u64>) -> Result<Box<dyn Read>, IngestError> {
         let app_id = || self.app_id.clone();
         let beyond = |stored, end| IngestError::Beyond { app_id: app_id(), stored, end };
-        let wrong = |source| match source {
-            ReadError::Beyond { wanted, end } => beyond(wanted, end),
-            source => IngestError::Journal { app_id: app_id(), source },
+        let wrong = |source| {
+            if let ReadError::Beyond { wanted, end } = source {
+                return beyond(wanted, end);
+            }
+            IngestError::Journal { app_id: app_id(), source }
         };
         let stored = start.unwrap_or(0);
         let reader = self.journal.reader(&self.partition, stored).map_err(wrong)?;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::Int64Type;
 use custody_journal::file::FileAppend;
 use custody_journal::{Append, EntryKind, Journal, NewEntry};
@@ -17,6 +17,7 @@ use custody_schemas::event::Draft;
 use custody_schemas::id::{Bytes, Uint};
 use custody_schemas::kind::Kind;
 use custody_schemas::record::Place;
+use futures::future::BoxFuture;
 use object_store::ObjectStore;
 use rand::{Rng, SeedableRng};
 use tokio::sync::Notify;
@@ -237,6 +238,19 @@ enum Halt {
     After(&'static str),
 }
 
+impl Halt {
+    /// A store in which the first such write meets `halt`.
+    fn store(self, halt: BoxFuture<'static, ()>) -> Arc<FaultyStore> {
+        let inner = Arc::new(DurableFileSystem::new());
+        let (store, fault) = match self {
+            Self::Before(path) => (FaultyStore::on(inner, path), Fault::First(halt)),
+            Self::After(path) => (FaultyStore::on(inner, path), Fault::Then(halt)),
+        };
+        store.push([fault]);
+        store
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_owner_that_falls_silent_at_any_step_and_wakes_up_later_stores_nothing_twice() {
     let (file, commit) = (".parquet", "events/_delta_log/0");
@@ -250,14 +264,9 @@ async fn an_owner_that_falls_silent_at_any_step_and_wakes_up_later_stores_nothin
             tell.notify_one();
             wait.notified().await;
         });
-        let inner = Arc::new(DurableFileSystem::new());
-        let (store, fault) = match halt {
-            Halt::Before(path) => (FaultyStore::on(inner, path), Fault::First(silence)),
-            Halt::After(path) => (FaultyStore::on(inner, path), Fault::Then(silence)),
-        };
-        store.push([fault]);
+        let store = halt.store(silence);
         let silent = site.ingest(&site.lake_over(store).await);
-        let (stop, shutdown) = (CancellationToken::new(), CancellationToken::new());
+        let shutdown = CancellationToken::new();
         let token = shutdown.clone();
         let running = tokio::spawn(async move { silent.run(token).await });
         reached.notified().await;
@@ -270,7 +279,6 @@ async fn an_owner_that_falls_silent_at_any_step_and_wakes_up_later_stores_nothin
         assert_eq!(offsets(lake.events()).await, once(0..60), "{halt:?}");
 
         go_on.notify_one();
-        stop.cancel();
         shutdown.cancel();
         running.await.unwrap().unwrap();
         assert_eq!(offsets(lake.events()).await, once(0..60), "{halt:?}, woken");
@@ -320,34 +328,24 @@ async fn two_owners_of_one_partition_with_a_bad_store_store_every_entry_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_owner_killed_between_any_two_steps_loses_nothing() {
-    for (path, fault) in [
-        (".parquet", Fault::Before),
-        (".parquet", Fault::After),
-        ("events/_delta_log/0", Fault::Before),
-        ("events/_delta_log/0", Fault::After),
-    ] {
+    let (file, commit) = (".parquet", "events/_delta_log/0");
+    for halt in [Halt::Before(file), Halt::After(file), Halt::Before(commit), Halt::After(commit)] {
         let mut site = Site::new();
         site.put(&(0..20).map(event).collect::<Vec<_>>());
         site.lake().await;
-        let name = format!("{path} {fault:?}");
         let reached = Arc::new(Notify::new());
         let tell = Arc::clone(&reached);
         let forever = Box::pin(async move {
             tell.notify_one();
             std::future::pending::<()>().await;
         });
-        let store = FaultyStore::on(Arc::new(DurableFileSystem::new()), path);
-        let dead = match fault {
-            Fault::After => Fault::Then(forever),
-            _ => Fault::First(forever),
-        };
-        store.push([dead]);
+        let store = halt.store(forever);
         let killed = site.ingest(&site.lake_over(store).await);
         let dying = tokio::spawn(async move { killed.run(CancellationToken::new()).await });
         reached.notified().await;
         dying.abort();
         assert!(dying.await.unwrap_err().is_cancelled());
         site.store_all().await;
-        assert_eq!(offsets(site.lake().await.events()).await, once(0..20), "{name}");
+        assert_eq!(offsets(site.lake().await.events()).await, once(0..20), "{halt:?}");
     }
 }
