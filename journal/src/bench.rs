@@ -14,7 +14,7 @@ use custody_schemas::kind::Kind;
 use custody_schemas::seal::key::Signer;
 use custody_schemas::words::Status;
 
-use crate::{OutBody, Part, Writer, WriterOptions};
+use crate::{Journal, OutBody, Part, Partition, ReadError, Topic, Writer, WriterOptions};
 
 /// What was measured.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +31,8 @@ pub struct Figures {
     pub events_per_commit: f64,
     /// Processor time of the whole process for each call.
     pub cpu_per_call: Duration,
+    /// Records that one reader takes from the journal in a second, chunks beside them skipped.
+    pub reads_per_second: f64,
 }
 
 /// Makes calls for about `time`: an opening with a request body and an ending with a response
@@ -59,6 +61,7 @@ pub async fn calls(
     let cpu = cpu_time().saturating_sub(cpu_before);
     let after = writer.status();
     writer.close().await?;
+    let reads_per_second = read_back(&writer)?;
     times.sort_unstable();
     let calls = u32::try_from(times.len()).unwrap_or(u32::MAX).max(1);
     let at = |percent: usize| times.get(times.len() * percent / 100).copied().unwrap_or_default();
@@ -70,7 +73,21 @@ pub async fn calls(
         p99: at(99),
         events_per_commit: f64::from(calls) * 2.0 / commits,
         cpu_per_call: cpu / calls,
+        reads_per_second,
     })
+}
+
+fn read_back(writer: &Writer) -> Result<f64, ReadError> {
+    let events = Partition { topic: Topic::Events, name: "bench".to_owned() };
+    let mut reader = writer.journal().reader(&events, 0)?;
+    let (started, mut read) = (Instant::now(), 0);
+    loop {
+        let entries = reader.read(4096, 8 << 20, Duration::ZERO)?;
+        if entries.is_empty() {
+            return Ok(f64::from(read) / started.elapsed().as_secs_f64());
+        }
+        read += u32::try_from(entries.len()).unwrap_or(0);
+    }
 }
 
 async fn caller(

@@ -88,7 +88,7 @@ impl Control {
         let mut reader = Reader::new(Arc::clone(lane.shelf()), Topic::Control, 0)?;
         let mut state = BTreeMap::new();
         loop {
-            let entries = reader.read(1024, SEGMENT as usize, Duration::ZERO)?;
+            let entries = reader.read(1024, 1 << 20, Duration::ZERO)?;
             if entries.is_empty() {
                 break;
             }

@@ -169,6 +169,9 @@ pub trait Journal: Send + Sync {
     /// Says that everything below `up_to` is in the lake and may be deleted, after the retention
     /// time or under disk pressure.
     ///
+    /// Partitions may share their segments: release each of them up to its reader's position, also
+    /// where that reader skipped everything and there was nothing to store.
+    ///
     /// # Errors
     /// [`ReadError::NoPartition`], or [`ReadError::Io`] when a deletion failed.
     fn release(&self, partition: &Partition, up_to: u64) -> Result<(), ReadError>;

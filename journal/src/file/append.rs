@@ -34,6 +34,8 @@ impl FileAppend {
             sync: true,
             #[cfg(test)]
             fail: Arc::default(),
+            #[cfg(test)]
+            fail_bulk: Arc::default(),
         })?;
         let live = Shelves::live(writer, spool.main.shelf(), spool.bulk.shelf(), &spool.room);
         let journal = Arc::new(FileJournal::around(dir, Some(live))?);

@@ -3,7 +3,7 @@
 //! A spool is the folder of one writer, `{data}/journal/{writer}`, with two lanes: `main` holds
 //! records, signed checkpoints and small bodies, `bulk` the chunks of large bodies. Each lane is
 //! one sequence of offsets; a partition is a lane seen through a topic, so its offsets have holes.
-//! The format is in `format.rs`, what survives what in [`lane`], [`segment`] and `docs/formats.md`.
+//! The format is in `format.rs`, what survives what in `lane.rs` and `segment.rs`.
 
 mod append;
 pub(crate) mod format;

@@ -4,7 +4,7 @@
 //! returned; what is broken before it is an error with its position, and the reader stays there.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use custody_schemas::id::Uint;
@@ -146,11 +146,23 @@ impl Read for Reader {
     ) -> Result<Vec<Entry>, ReadError> {
         let mut limits = Limits { entries: max_entries, bytes: max_bytes };
         let mut entries = Vec::new();
-        if self.position >= self.shelf.end_offset() {
-            self.shelf.wait_beyond(self.position, wait);
+        let until = Instant::now().checked_add(wait);
+        loop {
+            while limits.entries > 0 {
+                match self.read_batch(&mut limits, &mut entries) {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    // what was read before it comes first; the error comes again
+                    Err(_) if !entries.is_empty() => break,
+                    Err(error) => return Err(error),
+                }
+            }
+            let left = until.map_or(wait, |until| until.saturating_duration_since(Instant::now()));
+            if !entries.is_empty() || max_entries == 0 || left.is_zero() {
+                return Ok(entries);
+            }
+            self.shelf.wait_beyond(self.position, left);
         }
-        while limits.entries > 0 && self.read_batch(&mut limits, &mut entries)? {}
-        Ok(entries)
     }
 
     fn seek(&mut self, offset: u64) -> Result<(), ReadError> {

@@ -133,7 +133,8 @@ impl Shelf {
 
     /// Waits up to `wait` until the end lies beyond `offset`.
     pub(crate) fn wait_beyond(&self, offset: u64, wait: Duration) {
-        let until = Instant::now() + wait;
+        // nobody waits for longer than a day without looking again
+        let until = Instant::now() + wait.min(Duration::from_secs(24 * 3600));
         let mut state = self.state.lock();
         let behind =
             |state: &State| state.segments.back().is_none_or(|last| last.end.offset <= offset);

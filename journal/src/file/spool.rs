@@ -66,6 +66,9 @@ pub(crate) struct SpoolOptions {
     /// Lets tests make the next append to the main lane fail.
     #[cfg(test)]
     pub(crate) fail: Arc<std::sync::atomic::AtomicBool>,
+    /// The same for the bulk lane.
+    #[cfg(test)]
+    pub(crate) fail_bulk: Arc<std::sync::atomic::AtomicBool>,
 }
 
 /// A locked spool.
@@ -107,7 +110,8 @@ impl Spool {
                 #[cfg(test)]
                 fail: match lane {
                     Lanes::Main => Arc::clone(&options.fail),
-                    Lanes::Bulk | Lanes::Control => Arc::default(),
+                    Lanes::Bulk => Arc::clone(&options.fail_bulk),
+                    Lanes::Control => Arc::default(),
                 },
             };
             Lane::open(options, &room)

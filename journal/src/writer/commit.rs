@@ -255,13 +255,9 @@ impl Committer {
     /// Ends a call whose slot is gone.
     fn abandon(&mut self, call: CallId, now: u64) {
         let Some((call, opening)) = self.open.remove_entry(&call) else { return };
-        match unknown_ending(&opening).map(|draft| self.seal(draft, now)) {
-            Some(Ok(record)) => {
-                self.batch.push(FrameKind::Event, &[], &record.bytes);
-                self.ending.push((call, opening));
-            }
-            Some(Err(error)) => tracing::error!(%call, %error, "a call cannot be ended as unknown"),
-            None => tracing::error!(%call, "a call's opening cannot be read"),
+        if let Some(run) = &mut self.run {
+            self.batch.extend_events(end_as_unknown(run, &opening, now));
+            self.ending.push((call, opening));
         }
     }
 
@@ -278,9 +274,7 @@ impl Committer {
         let Some(run) = &self.run else { return };
         if run.owes_alive(self.options.alive_after) {
             match self.seal(Draft::new(Kind::StreamAlive), now) {
-                Ok(record) => {
-                    self.batch.push(FrameKind::Event, &[], &record.bytes);
-                }
+                Ok(record) => self.batch.extend_events(Some(record)),
                 Err(error) => tracing::error!(%error, "no sign of life"),
             }
         }
@@ -399,11 +393,11 @@ impl Committer {
         }
         let mut run = Run::new(stream.clone());
         let first = opened(&self.options, self.signer.vkey(), self.previous.as_ref());
-        let endings = self.orphans.iter().filter_map(|opening| unknown_ending(opening));
         let at = now();
-        for draft in std::iter::once(first).chain(endings) {
-            let record = run.seal(draft, at).map_err(|e| AppendError::Seal(Arc::new(e)))?;
-            self.batch.push(FrameKind::Event, &[], &record.bytes);
+        let first = run.seal(first, at).map_err(|e| AppendError::Seal(Arc::new(e)))?;
+        self.batch.extend_events(Some(first));
+        for opening in &self.orphans {
+            self.batch.extend_events(end_as_unknown(&mut run, opening, at));
         }
         self.lane.append(&mut self.batch, at).map_err(unavailable)?;
         run.settle();
@@ -485,4 +479,25 @@ impl Committer {
         }
         answer(reply, closed);
     }
+}
+
+impl Batch {
+    fn extend_events(&mut self, records: impl IntoIterator<Item = Record>) {
+        for record in records {
+            self.push(FrameKind::Event, &[], &record.bytes);
+        }
+    }
+}
+
+/// The ending `unknown` of the call with this opening.
+fn end_as_unknown(run: &mut Run, opening: &[u8], now: u64) -> Option<Record> {
+    let mut problem = None;
+    for draft in unknown_ending(opening).into_iter().flatten() {
+        match run.seal(draft, now) {
+            Ok(record) => return Some(record),
+            Err(error) => problem = Some(error),
+        }
+    }
+    tracing::error!(?problem, "a call cannot be ended as unknown: its opening cannot be used");
+    None
 }

@@ -81,6 +81,9 @@ pub struct WriterOptions {
     /// Lets tests make the next append fail.
     #[cfg(test)]
     pub(crate) fail: Arc<std::sync::atomic::AtomicBool>,
+    /// The same for large bodies.
+    #[cfg(test)]
+    pub(crate) fail_bulk: Arc<std::sync::atomic::AtomicBool>,
 }
 
 impl WriterOptions {
@@ -104,6 +107,8 @@ impl WriterOptions {
             policy_version: None,
             #[cfg(test)]
             fail: Arc::default(),
+            #[cfg(test)]
+            fail_bulk: Arc::default(),
         }
     }
 }
@@ -247,6 +252,8 @@ impl Writer {
             sync: options.sync,
             #[cfg(test)]
             fail: Arc::clone(&options.fail),
+            #[cfg(test)]
+            fail_bulk: Arc::clone(&options.fail_bulk),
         })?;
         let Spool { main, bulk, room, lock } = spool;
         let live = Shelves::live(&options.name, main.shelf(), bulk.shelf(), &room);
@@ -282,7 +289,7 @@ impl Writer {
     ///
     /// # Errors
     /// [`AppendError::Full`] and [`AppendError::Busy`]: nothing has happened yet, refuse the call.
-    /// [`AppendError::Unavailable`] and [`AppendError::Closed`] likewise.
+    /// [`AppendError::Closed`] likewise.
     pub fn slot(&self, ending_bytes: u64) -> Result<Slot, AppendError> {
         self.shared.is_open()?;
         Slot::reserve(&self.shared, ending_bytes)

@@ -123,21 +123,26 @@ fn step(state: &mut Option<State>, kind: FrameKind, value: &[u8]) -> Result<(), 
     }
 }
 
-/// The ending `unknown` of the call that `record` opens.
-pub(crate) fn unknown_ending(record: &[u8]) -> Option<Draft> {
+/// The ending `unknown` of the call that `record` opens, whole and, should that be too long for a
+/// record, without who, what and subjects.
+pub(crate) fn unknown_ending(record: &[u8]) -> Option<[Draft; 2]> {
     let Decoded::Event(event) = decode(record) else { return None };
     let kind = if event.kind == Kind::QueryRequested { Kind::QueryEnded } else { Kind::CallEnded };
     let mut draft = Draft::new(kind);
     draft.tenant = event.tenant;
     draft.call = event.call;
-    draft.prev_call = event.prev_call;
-    draft.who = event.who;
-    draft.what = event.what;
-    draft.decision = event.decision;
-    draft.data = event.data;
     draft.outcome = Some(Outcome { status: Status::Unknown, ..Outcome::default() });
+    draft.data.labels.clone_from(&event.data.labels);
+    draft.data.subject_status.clone_from(&event.data.subject_status);
     let opening = [("seq", Json::from(event.seq)), ("stream", Json::from(event.stream.as_str()))];
-    Some(draft.with("opening", Json::from(opening)))
+    let bare = draft.with("opening", Json::from(opening));
+    let mut whole = bare.clone();
+    whole.prev_call = event.prev_call;
+    whole.who = event.who;
+    whole.what = event.what;
+    whole.decision = event.decision;
+    whole.data = event.data;
+    Some([whole, bare])
 }
 
 /// The note of the newest signed checkpoint.

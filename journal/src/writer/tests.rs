@@ -469,3 +469,51 @@ async fn a_removed_spool_is_seen_at_once_and_what_it_held_is_reported_as_lost() 
     let Some(Json::Map(previous)) = events[0].detail.get("previous") else { panic!("no previous") };
     assert_eq!(previous["lost"], Json::from(2u64));
 }
+
+#[tokio::test]
+async fn an_ending_whose_large_body_cannot_be_stored_leaves_the_call_ended_as_unknown() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = options(dir.path());
+    let fail = options.fail_bulk.clone();
+    let (writer, _) = Writer::open(options, signer()).unwrap();
+    let call = call();
+    let mut slot = writer.slot(1 << 20).unwrap();
+    slot.open(opening(call), Vec::new()).await.unwrap();
+    fail.store(true, Ordering::SeqCst);
+    let large = || vec![body(Part::Response, 1 << 20)];
+    let failed = slot.end(ending(call, Status::Ok), large()).await.unwrap_err();
+    assert!(matches!(failed, AppendError::Unavailable { maybe: false, .. }), "{failed}");
+    writer.append(Draft::new(Kind::MessageRelayed), large()).await.unwrap();
+    assert_eq!(statuses(&events(&*writer.journal())), [Status::Unknown]);
+    assert_eq!(writer.status().poisoned, 0);
+}
+
+#[tokio::test]
+async fn an_opening_too_long_to_be_repeated_is_still_ended_by_the_next_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let (writer, _) = open(dir.path());
+    let call = call();
+    let mut slot = writer.slot(0).unwrap();
+    let mut draft = opening(call);
+    let subject = |i: usize| custody_schemas::event::Subject {
+        id: format!("{i:0>200}"),
+        ..Default::default()
+    };
+    let mut opened = slot.open(draft.clone(), Vec::new()).await;
+    for subjects in (1..300).rev() {
+        let mut slot = writer.slot(0).unwrap();
+        draft.call = Some(self::call());
+        draft.data.subjects = (0..subjects).map(subject).collect();
+        opened = slot.open(draft.clone(), Vec::new()).await;
+        if opened.is_ok() {
+            break;
+        }
+    }
+    opened.unwrap();
+    let dead = tempfile::tempdir().unwrap();
+    copy(dir.path(), dead.path());
+    let (writer, recovery) = open(dead.path());
+    assert!(recovery.orphans >= 1);
+    let ended = events(&*writer.journal());
+    assert!(ended.iter().any(|event| event.kind == Kind::CallEnded && event.call == draft.call));
+}
