@@ -10,6 +10,7 @@ use std::sync::Arc;
 use arrow::datatypes::{Schema, SchemaRef};
 use deltalake_core::kernel::StructType;
 use deltalake_core::kernel::engine::arrow_conversion::TryIntoKernel;
+use deltalake_core::kernel::transaction::CommitProperties;
 use deltalake_core::logstore::{LogStoreRef, ObjectStoreRef, StorageConfig, logstore_with};
 use deltalake_core::operations::create::CreateBuilder;
 use deltalake_core::protocol::SaveMode;
@@ -226,6 +227,9 @@ impl Table {
             .with_partition_columns([EVENT_DATE])
             .with_save_mode(SaveMode::ErrorIfExists)
             .with_raise_if_key_not_exists(false)
+            // With a retry, a creation that lost the race would land as version 1 and replace the
+            // winner's metadata.
+            .with_commit_properties(CommitProperties::default().with_max_retries(0))
             .with_configuration([
                 ("delta.appendOnly", Some(append_only)),
                 ("delta.dataSkippingStatsColumns", Some(stats.join(",").as_str())),
