@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use custody_schemas::body::{ChunkHeader, commitment};
-use custody_schemas::event::{Draft, Event, Outcome};
-use custody_schemas::id::CallId;
+use custody_schemas::event::{Draft, Event, Outcome, Subject};
+use custody_schemas::id::{Bytes as Bytes16, CallId, Uint};
 use custody_schemas::json::Json;
 use custody_schemas::kind::Kind;
-use custody_schemas::record::{Decoded, decode};
+use custody_schemas::record::{Decoded, Place, decode};
 use custody_schemas::seal::checkpoint::{Checkpoint, Message};
 use custody_schemas::seal::key::Signer;
 use custody_schemas::seal::{Leaf, Tree};
@@ -489,31 +489,33 @@ async fn an_ending_whose_large_body_cannot_be_stored_leaves_the_call_ended_as_un
 }
 
 #[tokio::test]
-async fn an_opening_too_long_to_be_repeated_is_still_ended_by_the_next_run() {
+async fn an_opening_too_long_to_be_repeated_is_still_ended_as_unknown() {
     let dir = tempfile::tempdir().unwrap();
     let (writer, _) = open(dir.path());
-    let call = call();
-    let mut slot = writer.slot(0).unwrap();
-    let mut draft = opening(call);
-    let subject = |i: usize| custody_schemas::event::Subject {
-        id: format!("{i:0>200}"),
-        ..Default::default()
+    let subject = |len: usize| Subject { id: "7".repeat(len), ..Subject::default() };
+    let mut draft = opening(call());
+    // as many subjects as fit, then one more that just fits
+    let many = (1..400).map(|n| vec![subject(200); n]);
+    let fits = |subjects: &Vec<Subject>| {
+        let mut draft = Draft::new(Kind::CallRequested);
+        draft.call = Some(call());
+        draft.data.subjects.clone_from(subjects);
+        let place = Place {
+            stream: "edge-1/0190c8a0-7b1e-7000-8000-000000000001".parse().unwrap(),
+            seq: 100,
+            at: Uint::new(1_767_225_600_000_000),
+            salt: Bytes16([0; 16]),
+        };
+        draft.seal(place).is_ok()
     };
-    let mut opened = slot.open(draft.clone(), Vec::new()).await;
-    for subjects in (1..300).rev() {
-        let mut slot = writer.slot(0).unwrap();
-        draft.call = Some(self::call());
-        draft.data.subjects = (0..subjects).map(subject).collect();
-        opened = slot.open(draft.clone(), Vec::new()).await;
-        if opened.is_ok() {
-            break;
-        }
-    }
-    opened.unwrap();
-    let dead = tempfile::tempdir().unwrap();
-    copy(dir.path(), dead.path());
-    let (writer, recovery) = open(dead.path());
-    assert!(recovery.orphans >= 1);
-    let ended = events(&*writer.journal());
-    assert!(ended.iter().any(|event| event.kind == Kind::CallEnded && event.call == draft.call));
+    let most = many.take_while(fits).last().unwrap();
+    let with_one_more = |len| most.iter().cloned().chain([subject(len)]).collect::<Vec<_>>();
+    let longest = (1..200).map(with_one_more).take_while(fits).last();
+    draft.data.subjects = longest.unwrap_or(most);
+    draft.data.labels = Vec::new();
+    writer.slot(0).unwrap().open(draft.clone(), Vec::new()).await.unwrap();
+    writer.close().await.unwrap();
+    let journal = writer.journal();
+    let ended = events(&*journal).into_iter().rfind(|event| event.kind == Kind::CallEnded).unwrap();
+    assert_eq!((ended.call, ended.data.subjects.len()), (draft.call, 0));
 }
