@@ -15,16 +15,24 @@ mod bounded;
 mod catalog;
 pub mod completeness;
 mod describe;
+pub mod encode;
 pub mod engine;
 mod error;
 mod files;
+pub mod http;
 mod ranges;
+pub mod reports;
 mod session;
 mod statement;
 mod stored;
 mod table;
 mod tail;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 pub mod views;
+mod web;
 
 pub use answer::Answer;
 pub use engine::{Engine, EngineOptions, OpenError, Question};

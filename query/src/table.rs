@@ -61,7 +61,9 @@ pub(crate) fn table_schema(schema: &Schema) -> TableSchema {
     let in_files: Vec<FieldRef> =
         schema.fields().iter().filter(|f| f.name() != PARTITION_COLUMN).cloned().collect();
     let date = Arc::new(Field::new(PARTITION_COLUMN, DataType::Date32, true));
-    TableSchema::new(Arc::new(Schema::new(in_files)), vec![date])
+    TableSchema::builder(Arc::new(Schema::new(in_files)))
+        .with_table_partition_cols(vec![date])
+        .build()
 }
 
 impl PinnedTable {

@@ -1,0 +1,329 @@
+//! The HTTP edge: who may ask, what a request looks like, which status an error has.
+//!
+//! `POST /v1/sql`, `GET /v1/reports/phi-access`, `GET /v1/completeness`, `GET /healthz`, `/readyz`,
+//! `/metrics`, and the page at `/`. Every answer carries the header `custody-completeness`.
+//! Errors are `{"error": {"kind", "message", "hint"}}`.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use axum::body::Body;
+use axum::extract::{ConnectInfo, DefaultBodyLimit, Query, Request, State};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Extension, Json, Router};
+use bytes::Bytes;
+use http::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_DISPOSITION, CONTENT_TYPE, HOST, HeaderName, USER_AGENT,
+    WWW_AUTHENTICATE,
+};
+use http::{HeaderMap, HeaderValue, StatusCode};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::access::{Access, Asker, Right};
+use crate::encode::{Format, encode, error_object};
+use crate::engine::{Engine, Question};
+use crate::error::QueryError;
+use crate::reports::PhiAccess;
+use crate::statement::Params;
+use crate::web;
+
+/// The longest request.
+const MAX_REQUEST_BYTES: usize = 1024 * 1024;
+const COMPLETENESS: HeaderName = HeaderName::from_static("custody-completeness");
+const QUERY: HeaderName = HeaderName::from_static("custody-query");
+const PERIOD: HeaderName = HeaderName::from_static("custody-period");
+
+/// How the edge works.
+#[derive(Clone, Debug, Default)]
+pub struct HttpOptions {
+    /// Who may ask.
+    pub access: Access,
+    /// Names in `Host` that are accepted beside `localhost` and loopback addresses.
+    pub hosts: Vec<String>,
+}
+
+/// The edge and what it counts.
+struct Edge {
+    engine: Arc<Engine>,
+    options: HttpOptions,
+    asked: AtomicU64,
+    refused: AtomicU64,
+    unauthenticated: AtomicU64,
+}
+
+/// Serves until `shutdown`; then running questions are cancelled, and their askers told.
+///
+/// # Errors
+/// When the listener fails.
+pub async fn run(
+    listener: TcpListener,
+    engine: Arc<Engine>,
+    options: HttpOptions,
+    shutdown: CancellationToken,
+) -> std::io::Result<()> {
+    let service = router(Arc::clone(&engine), options);
+    let stopped = async move {
+        shutdown.cancelled().await;
+        engine.close();
+    };
+    axum::serve(listener, service.into_make_service_with_connect_info::<SocketAddr>())
+        .with_graceful_shutdown(stopped)
+        .await
+}
+
+/// Every route.
+pub fn router(engine: Arc<Engine>, options: HttpOptions) -> Router {
+    let edge = Arc::new(Edge {
+        engine,
+        options,
+        asked: AtomicU64::new(0),
+        refused: AtomicU64::new(0),
+        unauthenticated: AtomicU64::new(0),
+    });
+    Router::new()
+        .route("/v1/sql", post(sql))
+        .route("/v1/reports/phi-access", get(phi_access))
+        .route("/v1/completeness", get(completeness))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .merge(web::routes())
+        .fallback(|| async { StatusCode::NOT_FOUND })
+        .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))
+        .layer(middleware::from_fn_with_state(Arc::clone(&edge), known_host))
+        .with_state(edge)
+}
+
+/// Refuses requests for names that are not ours: another site's page must not reach us through a
+/// name that it has pointed here.
+async fn known_host(State(edge): State<Arc<Edge>>, request: Request, next: Next) -> Response {
+    let host = request.headers().get(HOST).and_then(|host| host.to_str().ok());
+    let host = host.or_else(|| request.uri().authority().map(http::uri::Authority::as_str));
+    if host.is_some_and(|host| edge.options.knows(host)) {
+        return next.run(request).await;
+    }
+    let text = "this host name is not configured; see [query] hosts";
+    (StatusCode::MISDIRECTED_REQUEST, text).into_response()
+}
+
+impl HttpOptions {
+    fn knows(&self, host: &str) -> bool {
+        let name = match host.rsplit_once(':') {
+            Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+            _ => host,
+        };
+        let name = name.trim_start_matches('[').trim_end_matches(']');
+        let loopback = name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
+        loopback
+            || name.eq_ignore_ascii_case("localhost")
+            || self.hosts.iter().any(|known| known.eq_ignore_ascii_case(name) || known == host)
+    }
+}
+
+/// An error on its way out.
+struct Refusal(QueryError);
+
+impl From<QueryError> for Refusal {
+    fn from(error: QueryError) -> Self {
+        Self(error)
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let body = Json(json!({ "error": error_object(&self.0) }));
+        let mut response = (self.0.status(), body).into_response();
+        if self.0.status() == StatusCode::UNAUTHORIZED {
+            let challenge = HeaderValue::from_static("Bearer realm=\"custody\"");
+            response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+        }
+        response
+    }
+}
+
+type Peer = Option<Extension<ConnectInfo<SocketAddr>>>;
+
+impl Edge {
+    /// Who asks, if they may.
+    fn admit(&self, headers: &HeaderMap, peer: &Peer, right: Right) -> Result<Asker, QueryError> {
+        let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+        let asker = self.options.access.who(text(AUTHORIZATION)).inspect_err(|error| {
+            self.unauthenticated.fetch_add(1, Ordering::Relaxed);
+            let peer = peer.as_ref().map(|peer| peer.0.0.ip());
+            tracing::warn!(?peer, %error, "a question was refused");
+        })?;
+        asker.may(right)?;
+        let user_agent = text(USER_AGENT).map(|text| text.chars().take(200).collect());
+        let ip = peer.as_ref().map(|peer| peer.0.0.ip().to_string());
+        Ok(Asker { ip, user_agent, ..asker })
+    }
+
+    /// Asks, waits for the first rows, and streams the answer.
+    async fn answer(
+        &self,
+        asker: &Asker,
+        question: Question,
+        format: Format,
+        about: Map<String, Value>,
+    ) -> Result<Response, Refusal> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        let first = async {
+            let mut answer = self.engine.ask(asker, question).await?;
+            answer.first().await?;
+            Ok(answer)
+        };
+        let answer = first.await.inspect_err(|_| {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+        });
+        let answer = answer.map_err(Refusal)?;
+        let completeness = answer.completeness.header();
+        let call = answer.call.to_string();
+        let mut response = Body::from_stream(encode(answer, format, about)).into_response();
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(format.media_type()));
+        for (name, value) in [(COMPLETENESS, completeness), (QUERY, call)] {
+            if let Ok(value) = HeaderValue::from_str(&value) {
+                headers.insert(name, value);
+            }
+        }
+        Ok(response)
+    }
+}
+
+#[derive(Deserialize)]
+struct FormatOnly {
+    format: Option<String>,
+}
+
+/// What `POST /v1/sql` takes as JSON; any other body is the statement itself.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SqlRequest {
+    sql: String,
+    #[serde(default)]
+    params: Option<Params>,
+    #[serde(default)]
+    format: Option<String>,
+}
+
+fn header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+async fn sql(
+    State(edge): State<Arc<Edge>>,
+    peer: Peer,
+    Query(query): Query<FormatOnly>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Response, Refusal> {
+    let asker = edge.admit(&headers, &peer, Right::Sql)?;
+    let is_json = header(&headers, &CONTENT_TYPE).is_some_and(|t| t.starts_with("application/json"));
+    let request = if is_json {
+        serde_json::from_slice(&body).map_err(|error| {
+            let form = r#"{"sql": "SELECT …", "params": [..] or {..}, "format": ".."}"#;
+            QueryError::BadRequest(format!("the body is not of the form {form}: {error}"))
+        })?
+    } else {
+        let sql = String::from_utf8(body.to_vec());
+        let sql = sql.map_err(|_| QueryError::BadRequest("the statement is not UTF-8".to_owned()))?;
+        SqlRequest { sql, params: None, format: None }
+    };
+    let name = query.format.or(request.format);
+    let format = Format::choose(name.as_deref(), header(&headers, &ACCEPT))?;
+    let question = Question::sql(request.sql, request.params.unwrap_or_default());
+    edge.answer(&asker, question, format, Map::new()).await
+}
+
+async fn phi_access(
+    State(edge): State<Arc<Edge>>,
+    peer: Peer,
+    report: Result<Query<PhiAccess>, axum::extract::rejection::QueryRejection>,
+    headers: HeaderMap,
+) -> Result<Response, Refusal> {
+    let asker = edge.admit(&headers, &peer, Right::Reports)?;
+    let Query(report) = report.map_err(|e| QueryError::BadRequest(e.body_text()))?;
+    let format = Format::choose(report.format.as_deref(), header(&headers, &ACCEPT))?;
+    let period = report.period(edge.engine.time_zone())?;
+    let about = json!({
+        "report": "phi-access",
+        "period": period,
+        "filters": report.given(),
+    });
+    let about = about.as_object().cloned().unwrap_or_default();
+    let mut response = edge.answer(&asker, report.question(&period), format, about).await?;
+    let interval = format!("{}/{} {}", period.from_utc, period.to_utc, period.time_zone);
+    let day = |text: &Option<String>| -> String {
+        let kept = |c: &char| c.is_ascii_alphanumeric() || *c == '-';
+        text.iter().flat_map(|text| text.chars()).filter(kept).collect()
+    };
+    let file = format!(
+        "attachment; filename=\"phi-access_{}_{}.{}\"",
+        day(&report.from),
+        day(&report.to),
+        format.name()
+    );
+    let headers = response.headers_mut();
+    if let Ok(interval) = HeaderValue::from_str(&interval) {
+        headers.insert(PERIOD, interval);
+    }
+    if let (Ok(file), false) = (HeaderValue::from_str(&file), format == Format::Json) {
+        headers.insert(CONTENT_DISPOSITION, file);
+    }
+    Ok(response)
+}
+
+async fn completeness(
+    State(edge): State<Arc<Edge>>,
+    peer: Peer,
+    headers: HeaderMap,
+) -> Result<Response, Refusal> {
+    edge.admit(&headers, &peer, Right::Status)?;
+    let completeness = edge.engine.completeness().await?;
+    let mut value = serde_json::to_value(&completeness).unwrap_or_default();
+    if let Some(map) = value.as_object_mut() {
+        map.insert("line".to_owned(), completeness.line().into());
+    }
+    let mut response = Json(value).into_response();
+    if let Ok(header) = HeaderValue::from_str(&completeness.header()) {
+        response.headers_mut().insert(COMPLETENESS, header);
+    }
+    Ok(response)
+}
+
+async fn ready(State(edge): State<Arc<Edge>>) -> Response {
+    match edge.engine.ready() {
+        Ok(()) => "ready\n".into_response(),
+        Err(problem) => (StatusCode::SERVICE_UNAVAILABLE, problem + "\n").into_response(),
+    }
+}
+
+async fn metrics(
+    State(edge): State<Arc<Edge>>,
+    peer: Peer,
+    headers: HeaderMap,
+) -> Result<Response, Refusal> {
+    edge.admit(&headers, &peer, Right::Status)?;
+    let (tail_bytes, running) = edge.engine.load();
+    let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let text = format!(
+        "# TYPE custody_query_asked_total counter\ncustody_query_asked_total {}\n\
+         # TYPE custody_query_failed_total counter\ncustody_query_failed_total {}\n\
+         # TYPE custody_query_unauthenticated_total counter\ncustody_query_unauthenticated_total {}\n\
+         # TYPE custody_query_running gauge\ncustody_query_running {running}\n\
+         # TYPE custody_query_tail_bytes gauge\ncustody_query_tail_bytes {tail_bytes}\n",
+        count(&edge.asked),
+        count(&edge.refused),
+        count(&edge.unauthenticated),
+    );
+    Ok(([(CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,254 @@
+//! The engine over a real journal and a real lake.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use custody_journal::Topic;
+use custody_schemas::words::Status;
+use serde_json::{Value, json};
+
+use crate::access::Asker;
+use crate::testing::{Deployment, answer, ask, call, lines};
+use crate::{Engine, Params, QueryError, Question};
+
+/// Some of everything.
+async fn history(deployment: &Deployment) {
+    let many: Vec<String> = (0..400).map(|i| format!("p{i:04}")).collect();
+    let many = crate::testing::Call { patients: many, ..call("ann", "search", &[]) };
+    deployment.run(&call("ann", "read", &["p1"]), Status::Ok).await;
+    deployment.run(&call("bob", "read", &["p1", "p2"]), Status::Ok).await;
+    deployment.run(&call("bob", "notes", &[]), Status::ToolError).await;
+    deployment.run(&many, Status::Ok).await;
+    deployment.deny(&call("eve", "read", &[])).await;
+    let plain = crate::testing::Call { phi: false, ..call("ann", "time", &[]) };
+    deployment.run(&plain, Status::Ok).await;
+}
+
+const QUESTIONS: [&str; 10] = [
+    "SELECT count(*) AS n FROM events WHERE kind NOT LIKE 'query.%' AND entry = 'event'",
+    "SELECT user_subject, tool, status, phi FROM calls ORDER BY at, call",
+    "SELECT user_subject, subject_id, direction, status FROM accesses ORDER BY call, subject_id",
+    "SELECT count(*) AS n, count(subject_id) AS known FROM phi_access",
+    "SELECT user_subject, reason FROM denied",
+    "SELECT * EXCLUDE (first_at, last_at) FROM agents",
+    "SELECT * EXCLUDE (first_at, last_at) FROM tools ORDER BY tool",
+    "SELECT writer, gaps, closed FROM streams",
+    "SELECT part, bytes, body_status FROM call_bodies ORDER BY at, call, part",
+    "SELECT count(DISTINCT journal_offset) = count(*) AS once FROM events",
+];
+
+async fn answers(engine: &Arc<Engine>) -> Vec<Vec<Value>> {
+    let mut all = Vec::new();
+    for question in QUESTIONS {
+        all.push(lines(engine, question).await);
+    }
+    all
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_events_give_the_same_answers_wherever_the_lake_ends() {
+    let deployment = Deployment::new().await;
+    history(&deployment).await;
+    let (open, _draft) = deployment.open(&call("cy", "slow", &[])).await;
+    let end = deployment.end_offset();
+    let engine = deployment.engine().await;
+    let expected = answers(&engine).await;
+    for up_to in 1..=end {
+        deployment.carry(Topic::Events, up_to).await;
+        if up_to % 3 == 0 {
+            deployment.carry(Topic::Bodies, up_to).await;
+        }
+        let accesses = lines(&engine, QUESTIONS[2]).await;
+        assert_eq!(accesses, expected[2], "with {up_to} of {end} entries in the lake");
+        if up_to % 5 == 0 || up_to == end {
+            assert_eq!(answers(&engine).await, expected, "with {up_to} of {end} entries");
+            let fresh = deployment.engine().await;
+            assert_eq!(answers(&fresh).await, expected, "after a restart at {up_to} of {end}");
+            let (old, new) = (engine.completeness().await, fresh.completeness().await);
+            let facts = |c: crate::completeness::Completeness| {
+                (c.gaps, c.open_calls, c.unknown_outcomes, c.phi_calls, c.phi_calls_without_patient)
+            };
+            assert_eq!(facts(old.unwrap()), facts(new.unwrap()));
+        }
+    }
+    drop(open);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_call_is_one_row_and_no_phi_call_is_without_an_access() {
+    let deployment = Deployment::new().await;
+    history(&deployment).await;
+    let (open, _draft) = deployment.open(&call("cy", "slow", &[])).await;
+    let engine = deployment.engine().await;
+    let calls = lines(&engine, "SELECT user_subject AS u, status AS s FROM calls ORDER BY at").await;
+    let expected = [
+        ("ann", "ok"),
+        ("bob", "ok"),
+        ("bob", "tool_error"),
+        ("ann", "ok"),
+        ("eve", "denied"),
+        ("ann", "ok"),
+        ("cy", "in_flight"),
+    ];
+    let expected: Vec<_> = expected.iter().map(|(u, s)| json!({ "u": u, "s": s })).collect();
+    assert_eq!(calls, expected);
+    let sql = "SELECT tool, count(*) AS n, count(subject_id) AS known, count(DISTINCT subject_id) \
+        AS patients FROM phi_access GROUP BY tool ORDER BY tool";
+    let accesses = lines(&engine, sql).await;
+    let expected = [("notes", 1, 0, 0), ("read", 3, 3, 2), ("search", 400, 400, 400), ("slow", 1, 0, 0)];
+    let expected: Vec<_> = expected
+        .iter()
+        .map(|(t, n, k, p)| json!({ "tool": t, "n": n, "known": k, "patients": p }))
+        .collect();
+    assert_eq!(accesses, expected);
+    let who = lines(&engine, "SELECT DISTINCT user_subject AS u FROM accesses WHERE tool = 'search'").await;
+    assert_eq!(who, [json!({ "u": "ann" })], "listed subjects carry who asked");
+    drop(open);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_whose_opening_is_missing_is_shown_all_the_same() {
+    let deployment = Deployment::new().await;
+    let one = call("ann", "read", &["p1"]);
+    let (slot, draft) = deployment.open(&one).await;
+    let opening = deployment.end_offset();
+    deployment.end(slot, draft, &one, Status::Ok).await;
+    // A lake that stands beyond the opening without holding it.
+    let app_id = "file/custody.events@1/edge-1".to_owned();
+    let step = custody_lake::TxnStep { app_id, start: None, end: opening };
+    deployment.lake.events().commit(&[], &[step]).await.unwrap();
+    let engine = deployment.engine().await;
+    let sql = "SELECT status, phi, subject_id FROM accesses";
+    let row = json!({ "status": "ok", "phi": true, "subject_id": "p1" });
+    assert_eq!(lines(&engine, sql).await, [row]);
+    assert!(engine.completeness().await.unwrap().gaps > 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_statement_that_writes_or_reads_files_is_refused_and_recorded() {
+    let deployment = Deployment::new().await;
+    let engine = deployment.engine().await;
+    let file = deployment.dir.path().join("out.csv");
+    for sql in [
+        "INSERT INTO events SELECT * FROM events".to_owned(),
+        format!("COPY (SELECT 1) TO '{}'", file.display()),
+        "CREATE EXTERNAL TABLE t STORED AS CSV LOCATION '/etc/passwd'".to_owned(),
+        "SET datafusion.execution.target_partitions = 100".to_owned(),
+        "SELECT * FROM '/etc/passwd'".to_owned(),
+        "SELECT * FROM read_parquet('/etc/passwd')".to_owned(),
+        "SELECT * FROM read_csv('/etc/passwd')".to_owned(),
+        "SELECT * FROM parquet_metadata('/etc/passwd')".to_owned(),
+        "CREATE TABLE t AS SELECT 1".to_owned(),
+        "DROP TABLE events".to_owned(),
+    ] {
+        let error = answer(&engine, &sql).await.expect_err(&sql);
+        assert!(matches!(error.kind(), "denied" | "invalid"), "{sql}: {error:?}");
+    }
+    assert!(!file.exists());
+    let ended = lines(&engine, "SELECT count(*) AS n FROM queries WHERE status = 'rpc_error'").await;
+    assert_eq!(ended, [json!({ "n": 10 })]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_question_without_end_is_stopped_by_its_deadline() {
+    let deployment = Deployment::new().await;
+    let mut options = deployment.options();
+    options.deadline = Duration::from_secs(3);
+    let engine = deployment.engine_with(options).await;
+    for sql in [
+        "WITH RECURSIVE r AS (SELECT 1 AS n UNION ALL SELECT n + 1 FROM r) SELECT count(*) FROM r",
+        "SELECT count(*) FROM range(0, 10000000000) a, range(0, 10000000000) b",
+        "SELECT sum(a.value * b.value) FROM range(0, 1000000) a CROSS JOIN range(0, 1000000) b",
+    ] {
+        let since = std::time::Instant::now();
+        let error = answer(&engine, sql).await.expect_err(sql);
+        assert!(matches!(error, QueryError::TimedOut(_)), "{sql}: {error:?}");
+        assert!(since.elapsed() < Duration::from_secs(10), "{sql} took {:?}", since.elapsed());
+    }
+    assert_eq!(lines(&engine, "SELECT 1 AS one").await, [json!({ "one": 1 })]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_question_that_needs_a_hundred_gigabytes_is_an_error() {
+    let deployment = Deployment::new().await;
+    let engine = deployment.engine().await;
+    for sql in [
+        "SELECT length(repeat('x', 2000000000)) AS n",
+        "SELECT range(0, 100000000000) AS n",
+        "SELECT array_repeat(1, 100000000000) AS n",
+        "SELECT length(lpad('x', 2000000000, 'y')) AS n",
+        "SELECT length(repeat(repeat('x', 1000000), value)) FROM range(0, 100000)",
+        "SELECT array_agg(repeat('x', 1000) || value) FROM range(0, 1000000)",
+        "SELECT a.value, array_agg(b.value) FROM range(0, 30000000) a \
+         JOIN range(0, 30000000) b ON a.value = b.value GROUP BY a.value",
+    ] {
+        let error = answer(&engine, sql).await.expect_err(sql);
+        assert!(matches!(error, QueryError::TooMuchMemory(_)), "{sql}: {error:?}");
+    }
+    assert_eq!(lines(&engine, "SELECT length(repeat('x', 10)) AS n").await, [json!({ "n": 10 })]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_rows_than_allowed_are_an_error_and_never_a_short_answer() {
+    let deployment = Deployment::new().await;
+    let mut options = deployment.options();
+    options.max_rows = 100;
+    let engine = deployment.engine_with(options).await;
+    let sql = "SELECT * FROM range(0, 101)";
+    assert!(matches!(answer(&engine, sql).await, Err(QueryError::TooManyRows { limit: 100 })));
+    assert_eq!(lines(&engine, "SELECT * FROM range(0, 100)").await.len(), 100);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_the_asker_leaves_the_work_stops_and_its_place_is_free() {
+    let deployment = Deployment::new().await;
+    let mut options = deployment.options();
+    options.concurrency = 1;
+    let engine = deployment.engine_with(options).await;
+    let sql = "SELECT value FROM range(0, 1000000000000)";
+    let endless = Question::sql(sql, Params::None);
+    let mut leaving = engine.ask(&Asker::anonymous(), endless).await.unwrap();
+    assert!(leaving.next().await.unwrap().is_ok());
+    drop(leaving);
+    let sql = "SELECT count(*) AS n FROM queries WHERE status = 'abandoned'";
+    assert_eq!(lines(&engine, sql).await, [json!({ "n": 1 })]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_question_is_recorded_with_its_parameters_before_its_first_row() {
+    let deployment = Deployment::new().await;
+    deployment.run(&call("ann", "read", &["p1"]), Status::Ok).await;
+    let engine = deployment.engine().await;
+    let params = Params::named([("patient", json!("p1"))]);
+    let sql = "SELECT user_subject FROM accesses WHERE subject_id = $patient";
+    assert_eq!(ask(&engine, Question::sql(sql, params)).await.unwrap().num_rows(), 1);
+    // The question that reads the queries sees itself: it was durable before its first row.
+    let sql = "SELECT status, request FROM queries ORDER BY at";
+    let queries = lines(&engine, sql).await;
+    assert_eq!(queries.len(), 2);
+    assert_eq!(queries[0]["status"], "ok");
+    let request: Value = serde_json::from_str(queries[0]["request"].as_str().unwrap()).unwrap();
+    assert_eq!(request["params"], json!({ "patient": "p1" }));
+    assert_eq!(queries[1]["status"], "in_flight");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_journal_that_records_it_a_question_is_not_answered() {
+    let deployment = Deployment::new().await;
+    let engine = deployment.engine().await;
+    deployment.writer.close().await.unwrap();
+    let error = answer(&engine, "SELECT 1").await.expect_err("an unrecorded question");
+    assert!(matches!(error, QueryError::Audit(_)), "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_column_of_every_table_and_view_has_a_meaning() {
+    let deployment = Deployment::new().await;
+    let engine = deployment.engine().await;
+    let sql = "SELECT c.table_name AS t, c.column_name AS c FROM information_schema.columns c \
+        LEFT JOIN columns m ON m.\"table\" = c.table_name AND m.\"column\" = c.column_name \
+        WHERE c.table_schema = 'public' AND (m.meaning IS NULL OR m.meaning = '')";
+    assert_eq!(lines(&engine, sql).await, Vec::<Value>::new());
+    let sql = "SELECT count(DISTINCT \"table\") AS n FROM columns";
+    assert_eq!(lines(&engine, sql).await, [json!({ "n": 16 })]);
+}
