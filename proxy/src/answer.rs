@@ -4,6 +4,8 @@
 //! handed to [`crate::stream`]. What is no answer that MCP allows becomes an error that says so,
 //! and what arrived is on the record all the same.
 
+use std::time::Duration;
+
 use bytes::{Bytes, BytesMut};
 use custody_schemas::words::Status;
 use http::{HeaderMap, Response, StatusCode, header};
@@ -27,7 +29,7 @@ pub(crate) async fn deliver(
     call: Call,
     answer: Response<Incoming>,
 ) -> Response<Payload> {
-    let (head, body) = answer.into_parts();
+    let (head, mut body) = answer.into_parts();
     if let Some(failure) = unacceptable(head.status, &head.headers) {
         let http = Some(head.status.as_u16());
         return fail(asked, call, failure, Status::HttpError, http, None).await;
@@ -40,7 +42,8 @@ pub(crate) async fn deliver(
         let body = stream::of_call(exchange, asked, call, body);
         return respond(head.status, headers_down(&head.headers), body);
     }
-    match read_whole(body, exchange.max_message_bytes(), exchange.limits().idle).await {
+    let reading = read_whole(&mut body, exchange.max_message_bytes());
+    match within(exchange.limits().answer, reading).await {
         Ok(bytes) => whole(exchange, asked, call, (head.status, head.headers), bytes).await,
         Err(unread) => {
             let (failure, status) = unread.failure();
@@ -206,26 +209,39 @@ impl Unread {
     }
 }
 
-/// Reads a body of at most `limit` bytes.
-pub(crate) async fn read_whole(
-    mut body: Incoming,
-    limit: usize,
-    idle: std::time::Duration,
+/// Gives a reading a limited time.
+pub(crate) async fn within(
+    limit: Duration,
+    reading: impl Future<Output = Result<Bytes, Unread>>,
 ) -> Result<Bytes, Unread> {
+    timeout(limit, reading).await.unwrap_or(Err(Unread::TimedOut))
+}
+
+/// Reads away at most `left` bytes for at most `limit`.
+pub(crate) async fn discard(mut body: Incoming, mut left: usize, limit: Duration) {
+    let rest = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+            if left == 0 {
+                return;
+            }
+        }
+    };
+    if timeout(limit, rest).await.is_err() {
+        tracing::debug!("the rest of a body that is too long did not come");
+    }
+}
+
+/// Reads a body of at most `limit` bytes. Copies nothing when it comes in one piece.
+pub(crate) async fn read_whole(body: &mut Incoming, limit: usize) -> Result<Bytes, Unread> {
     let announced = body.size_hint().lower();
     if announced > limit as u64 {
         return Err(Unread::TooLong);
     }
     let mut first = Bytes::new();
     let mut joined: Option<BytesMut> = None;
-    loop {
-        let frame = match timeout(idle, body.frame()).await {
-            Ok(Some(Ok(frame))) => frame,
-            Ok(Some(Err(_))) => return Err(Unread::Broken),
-            Ok(None) => break,
-            Err(_) => return Err(Unread::TimedOut),
-        };
-        let Ok(data) = frame.into_data() else { continue };
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.map_err(|_| Unread::Broken)?.into_data() else { continue };
         let so_far = joined.as_ref().map_or(first.len(), BytesMut::len);
         if so_far + data.len() > limit {
             return Err(Unread::TooLong);

@@ -5,8 +5,8 @@
 //! `call.denied` before the client hears of it, and nothing of it reaches the server.
 
 use std::borrow::Cow;
-use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use custody_schemas::event::{ClientClaimed, PrevCall, What, Who};
@@ -16,12 +16,12 @@ use http::{HeaderMap, HeaderValue, Method, Response, header};
 use hyper::body::Incoming;
 use sha2::{Digest, Sha256};
 
-use crate::answer::{self, Examined, Unread, read_whole, respond, unacceptable};
+use crate::answer::{self, Examined, Unread, discard, read_whole, respond, unacceptable, within};
 use crate::config::Limits;
 use crate::envelope::{Envelope, EnvelopeError, Look, Shape};
 use crate::era::{self, Era, SESSION_HEADER, Spoken};
 use crate::errors::Failure;
-use crate::identity::{Caller, seen};
+use crate::identity::{Caller, Seen};
 use crate::inspect::{self, Found, is_housekeeping};
 use crate::payload::Payload;
 use crate::record::{Cleared, Facts, Relayed, Way, new_call};
@@ -33,10 +33,14 @@ use crate::{Proxy, Served};
 /// From how many bytes on a message is inspected on a thread of its own.
 const HEAVY_BYTES: usize = 256 << 10;
 
+/// How long the rest of a body that is too long is read away.
+const DISCARD: Duration = Duration::from_secs(5);
+
 /// A request as it came through the door.
 pub(crate) struct Visit {
     pub(crate) proxy: Arc<Proxy>,
-    pub(crate) peer: SocketAddr,
+    /// Who came on this connection before.
+    pub(crate) seen: Arc<Seen>,
     pub(crate) headers: HeaderMap,
     /// The server's name in the path.
     pub(crate) server: String,
@@ -113,7 +117,7 @@ pub(crate) fn error(
 /// Answers a POST.
 pub(crate) async fn post(visit: Visit, body: Incoming) -> Response<Payload> {
     let Ok(caller) = visit.proxy.authority.check(&visit.headers) else {
-        return visit.refuse(&Who::default(), Failure::Unauthenticated.into(), None).await;
+        return visit.refuse(&Arc::default(), Failure::Unauthenticated.into(), None).await;
     };
     let bytes = match visit.read_body(body).await {
         Ok(bytes) => bytes,
@@ -144,7 +148,7 @@ pub(crate) async fn post(visit: Visit, body: Incoming) -> Response<Payload> {
 /// Answers a GET (the server's own stream) or a DELETE (the end of a session).
 pub(crate) async fn bare(visit: Visit, method: Method, name: &'static str) -> Response<Payload> {
     let Ok(caller) = visit.proxy.authority.check(&visit.headers) else {
-        return visit.refuse(&Who::default(), Failure::Unauthenticated.into(), None).await;
+        return visit.refuse(&Arc::default(), Failure::Unauthenticated.into(), None).await;
     };
     let nothing = Envelope::default();
     let admitted = visit.served.as_ref().ok_or(Stop::from(Failure::UnknownServer));
@@ -197,8 +201,14 @@ impl Visit {
         {
             return Err(Failure::UnsupportedMediaType.into());
         }
-        let (limit, idle) = (self.proxy.max_message_bytes, self.proxy.limits.body);
-        read_whole(body, limit, idle).await.map_err(|unread| match unread {
+        let limit = self.proxy.max_message_bytes;
+        let mut body = body;
+        let read = within(self.proxy.limits.body, read_whole(&mut body, limit)).await;
+        if read == Err(Unread::TooLong) {
+            // Clients that write all before they read would not see the answer otherwise.
+            discard(body, 4 * limit, DISCARD).await;
+        }
+        read.map_err(|unread| match unread {
             Unread::TooLong => Failure::TooLarge.into(),
             Unread::TimedOut => Failure::BodyTimeout.into(),
             Unread::Broken => Stop::because(Failure::Invalid, "the body broke off"),
@@ -244,6 +254,9 @@ impl Visit {
         served: &'v Arc<Served>,
         envelope: &Envelope<'_>,
     ) -> Result<Exchange<'v>, Stop> {
+        if self.headers.get_all(SESSION_HEADER).iter().nth(1).is_some() {
+            return Err(Stop::because(Failure::HeaderMismatch, "Mcp-Session-Id stands twice"));
+        }
         let known = match self.session() {
             None => None,
             Some(id) => match self.proxy.sessions.get(id, caller.principal) {
@@ -261,7 +274,7 @@ impl Visit {
     /// Records a refusal and gives it to the client.
     pub(crate) async fn refuse(
         &self,
-        who: &Who,
+        who: &Arc<Who>,
         stop: Stop,
         message: Option<(&Envelope<'_>, Bytes)>,
     ) -> Response<Payload> {
@@ -272,9 +285,10 @@ impl Visit {
         };
         let protocol = era::check(&self.headers, envelope).map(|spoken| spoken.protocol).ok();
         let facts = Facts {
-            who: seen(who, self.peer, &self.headers, None),
+            who: self.seen.who(who, &self.headers, None),
             what: Arc::new(self.what(envelope, protocol)),
             prev: None,
+            leaving_cancels: false,
             phi: false,
             found: match (&self.served, &bytes) {
                 (Some(served), Some(bytes)) => inspect::sent(&served.server.rules, envelope, bytes),
@@ -350,9 +364,10 @@ impl Exchange<'_> {
             state: Some(Digits(Sha256::digest(state.as_bytes()).into())),
         });
         Facts {
-            who: seen(&self.caller.who, self.visit.peer, &self.visit.headers, self.claimed.clone()),
+            who: self.visit.seen.who(&self.caller.who, &self.visit.headers, self.claimed.as_ref()),
             what: Arc::new(self.visit.what(envelope, Some(spoken.protocol.clone()))),
             prev: state,
+            leaving_cancels: spoken.era == Era::Modern,
             phi: !is_housekeeping(envelope.method())
                 && server.rules.phi(tool).unwrap_or(server.phi),
             found: inspect::sent(&server.rules, envelope, bytes),
@@ -398,7 +413,7 @@ impl Exchange<'_> {
         let Ok(cleared) = recorder.relay(relayed(Way::Up, Some(bytes.clone()))).await else {
             return error(Failure::AuditUnavailable, None, None, None);
         };
-        let (head, body) = match self.send(cleared, method, bytes).await {
+        let (head, mut body) = match self.send(cleared, method, bytes).await {
             Ok(answer) => answer.into_parts(),
             Err(why) => return error(answer::failure_of(why).0, None, None, None),
         };
@@ -410,7 +425,8 @@ impl Exchange<'_> {
             let body = stream::of_server(self, facts, body);
             return respond(head.status, headers_down(&head.headers), body);
         }
-        let bytes = match read_whole(body, self.max_message_bytes(), self.limits().idle).await {
+        let reading = read_whole(&mut body, self.max_message_bytes());
+        let bytes = match within(self.limits().answer, reading).await {
             Ok(bytes) => bytes,
             Err(unread) => return error(unread.failure().0, None, None, None),
         };

@@ -36,16 +36,16 @@ pub struct Config {
 /// How long things may take, and how many there may be.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Reading a request's head.
+    /// Waiting for a request's head, on a kept connection too.
     pub head: Duration,
-    /// Waiting for the next piece of a request's body.
+    /// Reading a request's body.
     pub body: Duration,
     /// Connecting to an upstream.
     pub connect: Duration,
     /// Waiting for the head of an upstream's answer.
     pub response: Duration,
-    /// Waiting for the next piece of an upstream's JSON answer.
-    pub idle: Duration,
+    /// Reading the body of an upstream's JSON answer, once its head is there.
+    pub answer: Duration,
     /// Waiting for the next piece of an upstream's event stream.
     pub stream_idle: Duration,
     /// After how much silence a comment keeps a client's event stream open.
@@ -103,11 +103,11 @@ impl Default for Config {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            head: Duration::from_secs(10),
-            body: Duration::from_secs(30),
+            head: Duration::from_secs(30),
+            body: Duration::from_secs(60),
             connect: Duration::from_secs(5),
             response: Duration::from_secs(300),
-            idle: Duration::from_secs(60),
+            answer: Duration::from_secs(60),
             stream_idle: Duration::from_secs(3600),
             keep_alive: Duration::from_secs(15),
             drain: Duration::from_secs(10),

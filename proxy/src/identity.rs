@@ -4,11 +4,11 @@
 //! memory nor our timing tells one. What a client says of itself is noted apart and never trusted.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use custody_schemas::event::{Agent, ClientClaimed, Principal, Source, Who};
 use custody_schemas::words::{Assurance, PurposeSource};
-use http::{HeaderMap, header};
+use http::{HeaderMap, HeaderValue, header};
 use sha2::{Digest, Sha256};
 
 /// A static key: its hash and whom it stands for.
@@ -120,20 +120,60 @@ impl StaticKey {
     }
 }
 
-/// The same caller as seen in one request.
-pub(crate) fn seen(
-    who: &Who,
+/// Callers as records show them, with source and claims. One connection's requests are mostly
+/// alike, so the last one is kept.
+#[derive(Debug)]
+pub(crate) struct Seen {
     peer: SocketAddr,
-    headers: &HeaderMap,
+    last: Mutex<Option<Last>>,
+}
+
+#[derive(Debug)]
+struct Last {
+    base: Arc<Who>,
+    user_agent: Option<HeaderValue>,
     claimed: Option<ClientClaimed>,
-) -> Arc<Who> {
-    let user_agent = headers.get(header::USER_AGENT).and_then(|value| value.to_str().ok());
-    let source = Source {
-        ip: peer.ip().to_string(),
-        port: Some(peer.port()),
-        user_agent: user_agent.map(str::to_owned),
-    };
-    Arc::new(Who { client_claimed: claimed, source: Some(source), ..who.clone() })
+    who: Arc<Who>,
+}
+
+impl Seen {
+    /// For a connection from `peer`.
+    pub(crate) fn new(peer: SocketAddr) -> Self {
+        Self { peer, last: Mutex::new(None) }
+    }
+
+    /// The caller `base` as seen in a request with these headers and claims.
+    pub(crate) fn who(
+        &self,
+        base: &Arc<Who>,
+        headers: &HeaderMap,
+        claimed: Option<&ClientClaimed>,
+    ) -> Arc<Who> {
+        let user_agent = headers.get(header::USER_AGENT);
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(last) = &*last
+            && Arc::ptr_eq(&last.base, base)
+            && last.user_agent.as_ref() == user_agent
+            && last.claimed.as_ref() == claimed
+        {
+            return Arc::clone(&last.who);
+        }
+        let source = Source {
+            ip: self.peer.ip().to_string(),
+            port: Some(self.peer.port()),
+            user_agent: user_agent.and_then(|value| value.to_str().ok()).map(str::to_owned),
+        };
+        let who =
+            Who { client_claimed: claimed.cloned(), source: Some(source), ..Who::clone(base) };
+        let who = Arc::new(who);
+        *last = Some(Last {
+            base: Arc::clone(base),
+            user_agent: user_agent.cloned(),
+            claimed: claimed.cloned(),
+            who: Arc::clone(&who),
+        });
+        who
+    }
 }
 
 /// The token after `Bearer`, in any case.
@@ -151,8 +191,6 @@ fn equal(a: &[u8; 32], b: &[u8; 32]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
-
     use super::*;
 
     fn authority() -> Authority {
@@ -181,6 +219,24 @@ mod tests {
         assert_eq!(caller.who.user.as_ref().unwrap().subject, "k2");
         assert_eq!(caller.who.assurance, Assurance::Key);
         assert!(!format!("{caller:?}").contains("two"));
+    }
+
+    #[test]
+    fn the_last_caller_is_shown_again_only_when_nothing_differs() {
+        let seen = Seen::new(([10, 1, 2, 3], 99).into());
+        let ann = with(&["Bearer one"]).unwrap().who;
+        let mut headers = HeaderMap::new();
+        let first = seen.who(&ann, &headers, None);
+        assert_eq!(first.source.as_ref().unwrap().ip, "10.1.2.3");
+        assert!(Arc::ptr_eq(&first, &seen.who(&ann, &headers, None)));
+        let claimed = ClientClaimed { name: "c".into(), version: None };
+        assert_eq!(seen.who(&ann, &headers, Some(&claimed)).client_claimed, Some(claimed));
+        assert_eq!(seen.who(&ann, &headers, None).client_claimed, None);
+        headers.insert(header::USER_AGENT, HeaderValue::from_static("x/1"));
+        let other = seen.who(&ann, &headers, None);
+        assert_eq!(other.source.as_ref().unwrap().user_agent.as_deref(), Some("x/1"));
+        let bob = with(&["Bearer two"]).unwrap().who;
+        assert_eq!(seen.who(&bob, &headers, None).user.as_ref().unwrap().subject, "k2");
     }
 
     #[test]

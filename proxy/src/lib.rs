@@ -27,6 +27,7 @@ mod gate;
 pub mod identity;
 pub mod inspect;
 mod metrics;
+mod parked;
 mod payload;
 mod policy;
 mod record;
@@ -53,6 +54,7 @@ pub use upstream::TlsError;
 use gate::Gate;
 use identity::Authority;
 use metrics::Metrics;
+use parked::Parked;
 use policy::Policy;
 use record::Recorder;
 use session::Sessions;
@@ -88,6 +90,7 @@ struct Proxy {
     gate: Gate,
     authority: Authority,
     sessions: Sessions,
+    parked: Arc<Parked>,
     servers: HashMap<String, Arc<Served>>,
     recorder: Arc<Recorder>,
     metrics: Arc<Metrics>,
@@ -128,6 +131,7 @@ pub async fn run(
         gate: Gate::new(listen, &config.allowed_hosts, &config.allowed_origins),
         authority: Authority::new(&config.identity),
         sessions: Sessions::default(),
+        parked: Arc::default(),
         servers,
         recorder,
         metrics,

@@ -40,6 +40,8 @@ pub(crate) struct Facts {
     pub(crate) what: Arc<What>,
     /// The earlier call that it continues.
     pub(crate) prev: Option<PrevCall>,
+    /// Whether leaving is how the client cancels, as it is from 2026-07-28 on.
+    pub(crate) leaving_cancels: bool,
     /// Whether it carries protected data by configuration.
     pub(crate) phi: bool,
     /// What was found so far.
@@ -353,6 +355,8 @@ impl Drop for Call {
             Status::NotForwarded
         } else if self.recorder.stopping.load(Ordering::Relaxed) {
             Status::Unknown
+        } else if self.facts.leaving_cancels {
+            Status::Cancelled
         } else {
             Status::Abandoned
         };

@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use custody_schemas::event::Who;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -25,6 +24,7 @@ use crate::Proxy;
 use crate::answer::respond;
 use crate::call::{self, Visit, error};
 use crate::errors::Failure;
+use crate::identity::Seen;
 use crate::payload::Payload;
 
 /// The longest head of a request.
@@ -72,9 +72,10 @@ async fn connection(
     }
     proxy.metrics.connections(1);
     let head = proxy.limits.head;
+    let seen = Arc::new(Seen::new(peer));
     let service = service_fn(|request| {
-        let proxy = Arc::clone(&proxy);
-        async move { Ok::<_, Infallible>(handle(proxy, peer, request).await) }
+        let (proxy, seen) = (Arc::clone(&proxy), Arc::clone(&seen));
+        async move { Ok::<_, Infallible>(handle(proxy, seen, request).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -121,7 +122,7 @@ fn place(path: &str) -> Place<'_> {
 
 async fn handle(
     proxy: Arc<Proxy>,
-    peer: SocketAddr,
+    seen: Arc<Seen>,
     request: Request<Incoming>,
 ) -> Response<Payload> {
     let (head, body) = request.into_parts();
@@ -132,11 +133,11 @@ async fn handle(
                 served: proxy.servers.get(name).map(Arc::clone),
                 server: name.to_owned(),
                 proxy,
-                peer,
+                seen,
                 headers: head.headers,
             };
             if !admitted {
-                return visit.refuse(&Who::default(), Failure::ForeignOrigin.into(), None).await;
+                return visit.refuse(&Arc::default(), Failure::ForeignOrigin.into(), None).await;
             }
             match head.method {
                 Method::POST => call::post(visit, body).await,

@@ -157,9 +157,18 @@ impl Streaming {
     async fn pass(&mut self, frames: Vec<Frame>) -> Piece {
         let mut relayed = Vec::new();
         let mut ending = None;
+        let mut parked = Vec::new();
         for frame in &frames {
             let Some(data) = frame.data.as_ref().filter(|data| !data.is_empty()) else { continue };
-            let examined = examine(&self.served, self.asked.as_ref(), data.clone()).await;
+            let mut examined = examine(&self.served, self.asked.as_ref(), data.clone()).await;
+            if let Some((asked, mut call)) = self.parked(&examined) {
+                examined = examine(&self.served, Some(&asked), data.clone()).await;
+                call.absorb(examined.found.clone());
+                if let Some(answer) = examined.answer.take() {
+                    parked.push(call.end(Ending { response: Some(data.clone()), ..answer }));
+                    continue;
+                }
+            }
             if let Some(call) = &mut self.call {
                 call.absorb(examined.found.clone());
                 if ending.is_none() && examined.answer.is_some() {
@@ -173,7 +182,8 @@ impl Streaming {
         }
         let recorder = Arc::clone(&self.proxy.recorder);
         let recorded = join_all(relayed.into_iter().map(|relayed| recorder.relay(relayed))).await;
-        if recorded.iter().any(Result::is_err) {
+        let answered = join_all(parked).await;
+        if recorded.iter().any(Result::is_err) || answered.iter().any(Result::is_err) {
             return self.fail(Failure::AuditOutcomeUnrecorded, Status::AuditFailed).await;
         }
         if let Some(ending) = ending
@@ -185,6 +195,14 @@ impl Streaming {
             self.answered = true;
         }
         Ok(joined(&frames))
+    }
+
+    /// The call that waits for this message, if it is an answer in a stream without a call.
+    fn parked(&self, examined: &Examined) -> Option<(Asked, Call)> {
+        if self.asked.is_some() || examined.method.is_some() {
+            return None;
+        }
+        self.proxy.parked.take(self.facts.what.session, examined.id.as_deref()?)
     }
 
     /// A message beside the call's answer.
@@ -203,13 +221,7 @@ impl Streaming {
             transport: around.transport.clone(),
             ..What::default()
         };
-        let facts = Facts {
-            who: Arc::clone(&self.facts.who),
-            what: Arc::new(what),
-            prev: None,
-            phi,
-            found,
-        };
+        let facts = Facts { what: Arc::new(what), prev: None, phi, found, ..self.facts.clone() };
         Relayed { way: Way::Down, call: self.call_id, http: None, facts, bytes: Some(bytes) }
     }
 
@@ -226,8 +238,10 @@ impl Streaming {
             return Some(self.fail(Failure::UpstreamBroken, Status::Unknown).await);
         }
         // A legacy client may ask for the rest of the stream with a GET.
-        let code = Failure::UpstreamBroken.code();
-        let _recorded = call.end(Ending::without_answer(Status::Unknown, Some(code))).await.is_ok();
+        if let Some(asked) = self.asked.clone() {
+            let patience = self.proxy.limits.response;
+            self.proxy.parked.park(self.facts.what.session, asked, call, patience).await;
+        }
         None
     }
 

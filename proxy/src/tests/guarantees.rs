@@ -244,7 +244,7 @@ async fn an_answer_that_stops_half_way_is_a_timeout() {
         stream.write_all(head).await.unwrap();
         std::future::pending::<()>().await;
     });
-    let short = |config: &mut Config| config.limits.idle = Duration::from_millis(50);
+    let short = |config: &mut Config| config.limits.answer = Duration::from_millis(50);
     let bench = Bench::start(addr, short).await;
     assert_eq!(bench.post(CALL).await.error(), (504, 47013));
     assert_eq!(status(&bench.after_endings(1).await), "timeout");

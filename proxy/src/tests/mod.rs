@@ -4,6 +4,7 @@
 mod edge;
 mod fidelity;
 mod guarantees;
+mod quiet;
 mod streams;
 
 use std::collections::HashMap;

@@ -164,3 +164,54 @@ async fn a_notification_is_recorded_and_passed_on_without_a_call() {
     assert_eq!(events[0].kind, Kind::MessageRelayed);
     assert_eq!(events[0].detail["direction"], "to_server".into());
 }
+
+#[tokio::test]
+async fn an_answer_fetched_with_a_get_ends_the_call_whose_stream_was_closed() {
+    let upstream = Upstream::start(|seen: Seen| async move {
+        let mut response = match seen.method {
+            Method::GET => answer(200, "text/event-stream", event(ANSWER)),
+            _ if seen.body == CALL => answer(200, "text/event-stream", "id: 1\ndata:\n\n"),
+            _ => json(ANSWER),
+        };
+        response.headers_mut().insert("mcp-session-id", "s".parse().unwrap());
+        response
+    })
+    .await;
+    let bench = Bench::start(upstream.addr, |_| {}).await;
+    let session = [("mcp-session-id", "s")];
+    let cut = bench.send(Method::POST, "/servers/ehr/mcp", &session, CALL).await;
+    assert_eq!(cut.body, "id: 1\ndata:\n\n");
+    assert!(of_kind(&bench.events(), &Kind::CallEnded).is_empty());
+    let rest = bench.send(Method::GET, "/servers/ehr/mcp", &session, "").await;
+    assert_eq!(rest.body, event(ANSWER));
+    let events = bench.events();
+    assert_eq!(status(&events), "ok");
+    assert_eq!(ending(&events).call, events[0].call);
+    assert_eq!(bench.body(ending(&events).bodies.response.as_ref()), ANSWER);
+}
+
+#[tokio::test]
+async fn an_answer_that_is_never_fetched_is_unknown() {
+    let upstream =
+        Upstream::start(|_| async { answer(200, "text/event-stream", "id: 1\ndata:\n\n") }).await;
+    let short = |config: &mut Config| config.limits.response = Duration::from_millis(500);
+    let bench = Bench::start(upstream.addr, short).await;
+    bench.send(Method::POST, "/servers/ehr/mcp", &[("mcp-session-id", "s")], CALL).await;
+    assert_eq!(status(&bench.after_endings(1).await), "unknown");
+    let bench = Bench::start(upstream.addr, |_| {}).await;
+    bench.post(CALL).await;
+    assert_eq!(status(&bench.after_endings(1).await), "unknown", "without a session at once");
+}
+
+#[tokio::test]
+async fn a_modern_client_that_leaves_has_cancelled_its_call() {
+    let (upstream, pieces) = scripted().await;
+    let bench = Bench::start(upstream.addr, |_| {}).await;
+    let call = r#"{"jsonrpc":"2.0","id":1,"method":"subscriptions/listen","params":{"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28"}}}"#;
+    let headers = [("mcp-protocol-version", "2026-07-28"), ("mcp-method", "subscriptions/listen")];
+    let mut reply = bench.exchange(Method::POST, "/servers/ehr/mcp", &headers, call).await;
+    send(&pieces, &event(PROGRESS)).await;
+    reply.piece().await.unwrap();
+    reply.leave();
+    assert_eq!(status(&bench.after_endings(1).await), "cancelled");
+}

@@ -1,0 +1,99 @@
+//! Calls whose stream ended before their answer, which a legacy client may fetch with a GET.
+//!
+//! Up to 2025-11-25 a server may close the stream of a call and give the rest of it to a GET of
+//! the same session. Such a call waits here, still open, for its answer to pass on that stream. It
+//! waits as long as an answer may take; after that it is ended as `unknown`. At most [`MAX_PARKED`]
+//! wait, others are ended at once.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use custody_schemas::id::{CallId, Hash};
+use custody_schemas::words::Status;
+
+use crate::call::Asked;
+use crate::errors::Failure;
+use crate::record::{Call, Ending};
+
+/// How many calls may wait.
+const MAX_PARKED: usize = 1_024;
+
+/// The session, and the raw token of the request's id.
+type Key = (Hash, String);
+
+/// Calls that wait for their answer.
+#[derive(Default)]
+pub(crate) struct Parked {
+    calls: Mutex<HashMap<Key, (Asked, Call)>>,
+}
+
+impl Parked {
+    /// Lets `call` wait for an answer in `session`.
+    pub(crate) async fn park(
+        self: &Arc<Self>,
+        session: Option<Hash>,
+        asked: Asked,
+        call: Call,
+        patience: Duration,
+    ) {
+        let id = call.id();
+        let refused = match session {
+            None => Some(call),
+            Some(session) => self.put((session, asked.id.clone()), asked, call, patience),
+        };
+        if let Some(call) = refused {
+            give_up(id, call).await;
+        }
+    }
+
+    /// Keeps the call, and returns the one that cannot be kept.
+    fn put(
+        self: &Arc<Self>,
+        key: Key,
+        asked: Asked,
+        call: Call,
+        patience: Duration,
+    ) -> Option<Call> {
+        let id = call.id();
+        let displaced = {
+            let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+            if calls.len() >= MAX_PARKED {
+                return Some(call);
+            }
+            calls.insert(key.clone(), (asked, call))
+        };
+        let parked = Arc::downgrade(self);
+        tokio::spawn(async move {
+            tokio::time::sleep(patience).await;
+            if let Some(call) = parked.upgrade().and_then(|parked| parked.remove(&key, id)) {
+                give_up(id, call).await;
+            }
+        });
+        displaced.map(|(_, call)| call)
+    }
+
+    fn remove(&self, key: &Key, id: CallId) -> Option<Call> {
+        let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        if calls.get(key)?.1.id() != id {
+            return None;
+        }
+        calls.remove(key).map(|(_, call)| call)
+    }
+
+    /// The call that an answer with this id in this session belongs to.
+    pub(crate) fn take(&self, session: Option<Hash>, id: &str) -> Option<(Asked, Call)> {
+        let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        if calls.is_empty() {
+            return None;
+        }
+        calls.remove(&(session?, id.to_owned()))
+    }
+}
+
+async fn give_up(id: CallId, call: Call) {
+    let code = Failure::UpstreamBroken.code();
+    if call.end(Ending::without_answer(Status::Unknown, Some(code))).await.is_err() {
+        tracing::warn!(call = %id, "the next run will end this call");
+    }
+}
