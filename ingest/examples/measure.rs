@@ -4,7 +4,7 @@
 //! of FHIR reads through the proxy: an opening and an ending each, twenty people, six agents, eight
 //! tools, 2,000 patients, every fourth answer a search with several of them, and a signed
 //! checkpoint with the leaves of every 2,000 events. Only ingest is timed; the journal is written
-//! before. `events/s` counts events alone, bytes count everything in the table.
+//! before; a FOLDER that is named is kept. `events/s` counts events alone, bytes count everything in the table.
 
 #![expect(clippy::print_stdout, reason = "a command that reports on its standard output")]
 
@@ -145,7 +145,7 @@ impl World {
         let (seq, salt) = (self.tree.size(), self.hash());
         let place = Place { stream: self.stream.clone(), seq, at: Uint::new(self.at), salt };
         let record = draft.seal(place)?;
-        self.tree.append(&record.leaf);
+        self.tree.push(&record.leaf);
         self.leaves.push(record.leaf);
         entries.push(entry(EntryKind::Event, record.bytes));
         if self.leaves.len() == 2_000 {
@@ -261,9 +261,8 @@ async fn stored(table: &Table) -> Result<(u64, usize), Failure> {
 async fn main() -> Result<(), Failure> {
     let mut arguments = std::env::args().skip(1);
     let calls: u64 = arguments.next().map_or(Ok(500_000), |n| n.parse())?;
-    let folder = arguments
-        .next()
-        .map_or_else(|| std::env::temp_dir().join("custody-measure"), PathBuf::from);
+    let kept = arguments.next().map(PathBuf::from);
+    let folder = kept.clone().unwrap_or_else(|| std::env::temp_dir().join("custody-measure"));
     if folder.exists() {
         std::fs::remove_dir_all(&folder)?;
     }
@@ -291,6 +290,8 @@ async fn main() -> Result<(), Failure> {
     for (name, size) in columns(&url.join("events"))?.into_iter().take(20) {
         println!("  {:7.2}  {name}", each(size as f64));
     }
-    std::fs::remove_dir_all(&folder)?;
+    if kept.is_none() {
+        std::fs::remove_dir_all(&folder)?;
+    }
     Ok(())
 }

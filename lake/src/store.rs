@@ -203,7 +203,9 @@ fn put(target: &FsPath, payload: &PutPayload, create: bool) -> Result<()> {
         }
     }
     named?;
-    sync_folder_of(target)
+    sync_folder_of(target)?;
+    // The folder may have been made by another thread that has not synced its name yet.
+    target.parent().map_or(Ok(()), sync_folder_of)
 }
 
 fn write_synced(path: &FsPath, payload: &PutPayload) -> io::Result<()> {
