@@ -1,0 +1,270 @@
+//! `custody sql` and `custody report`: clients of the query service, so that every question they
+//! ask is recorded like any other.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::ValueEnum;
+use http::Method;
+use serde_json::{Value, json};
+
+use crate::http::{Answer, Http};
+
+/// The answer is incomplete.
+const EXIT_INCOMPLETE: u8 = 3;
+/// The longest a question may take here; the service has its own, shorter deadline.
+const WAIT: Duration = Duration::from_secs(3_600);
+/// Cells of a table are cut to this many characters; other formats never cut.
+const CELL: usize = 60;
+
+/// How an answer is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Lines and columns for people.
+    Table,
+    /// Comma-separated values with a header.
+    Csv,
+    /// One JSON document.
+    Json,
+    /// One JSON object a line.
+    Ndjson,
+    /// An Arrow IPC stream.
+    Arrow,
+    /// A Parquet file.
+    Parquet,
+}
+
+impl Format {
+    const fn media_type(self) -> &'static str {
+        match self {
+            Self::Table | Self::Csv => "text/csv",
+            Self::Json => "application/json",
+            Self::Ndjson => "application/x-ndjson",
+            Self::Arrow => "application/vnd.apache.arrow.stream",
+            Self::Parquet => "application/vnd.apache.parquet",
+        }
+    }
+}
+
+/// Whom to ask, and how to print.
+#[derive(clap::Args, Clone, Debug)]
+struct Asking {
+    /// The query service.
+    #[arg(long, env = "CUSTODY_URL", default_value = "http://127.0.0.1:7480")]
+    url: String,
+    /// The bearer token.
+    #[arg(long, env = "CUSTODY_TOKEN", hide_env_values = true)]
+    token: Option<String>,
+    /// How the answer is printed.
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    format: Format,
+    /// Write the answer into this file instead of standard output.
+    #[arg(long, short = 'o', value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+/// `custody sql`
+#[derive(clap::Args, Debug)]
+pub struct Sql {
+    /// One SELECT statement. `SELECT * FROM columns` lists tables, columns and their meaning.
+    statement: String,
+    /// A value for $1, $2 … in the statement, in order.
+    #[arg(long = "param", value_name = "VALUE")]
+    params: Vec<String>,
+    #[command(flatten)]
+    asking: Asking,
+}
+
+/// Which report.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ReportName {
+    /// Every access to protected health information: who, which agent, tool, patient, when, why,
+    /// with what outcome.
+    PhiAccess,
+}
+
+/// `custody report`
+#[derive(clap::Args, Debug)]
+pub struct Report {
+    /// The report.
+    #[arg(value_enum)]
+    name: ReportName,
+    /// First day or moment (a date means a day in the service's time zone).
+    #[arg(long)]
+    from: String,
+    /// Last day, included, or moment, excluded.
+    #[arg(long)]
+    to: String,
+    /// Only this user.
+    #[arg(long)]
+    user: Option<String>,
+    /// Only this agent.
+    #[arg(long)]
+    agent: Option<String>,
+    /// Only this patient.
+    #[arg(long)]
+    patient: Option<String>,
+    /// Only this tool.
+    #[arg(long)]
+    tool: Option<String>,
+    /// Exit with 3 when the answer is not complete.
+    #[arg(long)]
+    strict: bool,
+    #[command(flatten)]
+    asking: Asking,
+}
+
+/// Asks and prints.
+pub async fn sql(question: Sql) -> anyhow::Result<ExitCode> {
+    let body = json!({"sql": question.statement, "params": question.params}).to_string();
+    let answer = question.asking.send(Method::POST, "/v1/sql", body).await?;
+    question.asking.print(&answer)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Makes the report and prints it.
+pub async fn report(question: Report) -> anyhow::Result<ExitCode> {
+    let ReportName::PhiAccess = question.name;
+    let filters = [
+        ("from", Some(&question.from)),
+        ("to", Some(&question.to)),
+        ("user", question.user.as_ref()),
+        ("agent", question.agent.as_ref()),
+        ("patient", question.patient.as_ref()),
+        ("tool", question.tool.as_ref()),
+    ];
+    let answer = question.asking.send(Method::GET, &report_path(&filters), String::new()).await?;
+    question.asking.print(&answer)?;
+    let incomplete = completeness(&answer).is_some_and(|c| c["complete"] == json!(false));
+    let strict = question.strict && incomplete;
+    Ok(if strict { ExitCode::from(EXIT_INCOMPLETE) } else { ExitCode::SUCCESS })
+}
+
+/// The PHI-access report of some days as a table with its completeness line.
+#[cfg(feature = "demo")]
+pub async fn report_text(url: &str, from: &str, to: &str) -> anyhow::Result<String> {
+    let asking = Asking { url: url.to_owned(), token: None, format: Format::Table, output: None };
+    let days = [("from", Some(&from.to_owned())), ("to", Some(&to.to_owned()))];
+    let answer = asking.send(Method::GET, &report_path(&days), String::new()).await?;
+    table(&answer)
+}
+
+fn report_path(filters: &[(&str, Option<&String>)]) -> String {
+    let given = filters.iter().filter_map(|(name, value)| value.map(|value| (name, value)));
+    let pairs: Vec<_> = given.map(|(name, value)| format!("{name}={}", encoded(value))).collect();
+    format!("/v1/reports/phi-access?{}", pairs.join("&"))
+}
+
+/// Percent-encoding of everything but unreserved characters (RFC 3986 § 2.3).
+fn encoded(text: &str) -> String {
+    let unreserved = |b: u8| b.is_ascii_alphanumeric() || b"-._~".contains(&b);
+    text.bytes()
+        .map(|b| if unreserved(b) { char::from(b).to_string() } else { format!("%{b:02X}") })
+        .collect()
+}
+
+impl Asking {
+    async fn send(&self, method: Method, path: &str, body: String) -> anyhow::Result<Answer> {
+        let url = format!("{}{path}", self.url.trim_end_matches('/'));
+        let mut headers = vec![
+            ("accept", self.format.media_type().to_owned()),
+            ("content-type", "application/json".to_owned()),
+        ];
+        headers.extend(self.token.as_ref().map(|t| ("authorization", format!("Bearer {t}"))));
+        let answer =
+            Http::new(WAIT).send(method, &url, &headers, body).await.with_context(|| {
+                format!(
+                    "no answer from {}; is `custody up` running there? (--url names another)",
+                    self.url
+                )
+            })?;
+        if answer.status.is_success() {
+            return Ok(answer);
+        }
+        let error: Value = serde_json::from_slice(&answer.body).unwrap_or(Value::Null);
+        let said = |key: &str| error["error"][key].as_str().map(str::to_owned);
+        let message = said("message").unwrap_or_else(|| answer.status.to_string());
+        let hint = said("hint").map(|hint| format!("\n  {hint}")).unwrap_or_default();
+        bail!("{message}{hint}")
+    }
+
+    fn print(&self, answer: &Answer) -> anyhow::Result<()> {
+        let bytes = match self.format {
+            Format::Table => table(answer)?.into_bytes(),
+            Format::Csv | Format::Json | Format::Ndjson | Format::Arrow | Format::Parquet => {
+                answer.body.to_vec()
+            }
+        };
+        match &self.output {
+            Some(file) => std::fs::write(file, bytes)
+                .with_context(|| format!("cannot write {}", file.display()))?,
+            None => std::io::stdout().lock().write_all(&bytes)?,
+        }
+        if self.format != Format::Table
+            && let Some(line) = completeness_line(answer)
+        {
+            writeln!(std::io::stderr().lock(), "{line}")?;
+        }
+        Ok(())
+    }
+}
+
+fn completeness(answer: &Answer) -> Option<Value> {
+    let header = answer.headers.get("custody-completeness")?;
+    serde_json::from_slice(header.as_bytes()).ok()
+}
+
+fn completeness_line(answer: &Answer) -> Option<String> {
+    completeness(answer)?["line"].as_str().map(str::to_owned)
+}
+
+/// The rows in columns, how many there are, and the completeness line.
+fn table(answer: &Answer) -> anyhow::Result<String> {
+    use comfy_table::{Cell, ContentArrangement, Table, presets};
+    let mut reader = csv::Reader::from_reader(answer.body.as_ref());
+    let mut table = Table::new();
+    table.load_preset(presets::UTF8_HORIZONTAL_ONLY);
+    table.set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(reader.headers().context("the answer is no CSV")?);
+    let mut rows = 0_usize;
+    for record in reader.records() {
+        let record = record.context("the answer is no CSV")?;
+        table.add_row(record.iter().map(|cell| Cell::new(short(cell))));
+        rows += 1;
+    }
+    let plural = if rows == 1 { "row" } else { "rows" };
+    let line = completeness_line(answer).map(|line| format!("\n{line}")).unwrap_or_default();
+    Ok(format!("{table}\n{rows} {plural}{line}\n"))
+}
+
+/// At most [`CELL`] characters, none of which moves the cursor.
+fn short(cell: &str) -> String {
+    let clean = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+    let mut text: String = cell.chars().map(clean).take(CELL).collect();
+    if cell.chars().count() > CELL {
+        text.pop();
+        text.push('…');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_are_encoded_and_absent_ones_left_out() {
+        let patient = "a&b=ü".to_owned();
+        let path = report_path(&[("patient", Some(&patient)), ("tool", None)]);
+        assert_eq!(path, "/v1/reports/phi-access?patient=a%26b%3D%C3%BC");
+    }
+
+    #[test]
+    fn a_cell_cannot_move_the_cursor() {
+        assert_eq!(short("a\u{1b}[2Jb"), "a\u{fffd}[2Jb");
+        assert_eq!(short(&"x".repeat(100)).chars().count(), CELL);
+    }
+}

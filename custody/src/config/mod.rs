@@ -1,0 +1,223 @@
+//! The configuration: `custody.toml` and `CUSTODY__…` variables, validated into plain data.
+//!
+//! This is the only place that reads either. Every setting has a default that suits one machine;
+//! all mistakes are reported together, each with its line.
+
+mod document;
+mod read;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+pub use document::Mistake;
+
+/// Everything that can be configured.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `[deployment]`
+    pub deployment: Deployment,
+    /// `[proxy]`
+    pub proxy: Proxy,
+    /// `[[server]]`
+    pub servers: Vec<Server>,
+    /// `[[key]]`
+    pub keys: Vec<Key>,
+    /// `[journal]`
+    pub journal: Journal,
+    /// `[lake]`
+    pub lake: Lake,
+    /// `[query]`
+    pub query: Query,
+    /// SHA-256 of the file's text, recorded when a stream opens.
+    pub hash: String,
+}
+
+/// Who runs this and where it keeps things.
+#[derive(Clone, Debug)]
+pub struct Deployment {
+    /// The deployment's name, origin of its checkpoints.
+    pub name: String,
+    /// The writer's name: one per process that writes.
+    pub writer: String,
+    /// Folder for journal, keys and, by default, the lake.
+    pub data: PathBuf,
+}
+
+/// The gateway.
+#[derive(Clone, Debug)]
+pub struct Proxy {
+    /// Where agents connect.
+    pub listen: SocketAddr,
+    /// How long an opening or an ending may take to become durable.
+    pub audit_wait_ms: u64,
+    /// The longest message in either direction.
+    pub max_message_bytes: u64,
+    /// How long a server may take to answer.
+    pub upstream_timeout_ms: u64,
+    /// Names in `Host` beside the loopback ones.
+    pub allowed_hosts: Vec<String>,
+    /// Web origins that may call.
+    pub allowed_origins: Vec<String>,
+    /// How many calls may be in flight.
+    pub max_calls: u64,
+}
+
+/// An MCP server behind the gateway.
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// Its name in `/servers/{name}/mcp` and in SQL.
+    pub name: String,
+    /// Where it is.
+    pub url: String,
+    /// Whether its data are protected health information.
+    pub phi: bool,
+    /// Who is behind it.
+    pub recipient: Option<Recipient>,
+    /// Whether calls may run unaudited when auditing fails.
+    pub allow_and_alert: bool,
+    /// What to look for in its messages.
+    pub rules: Vec<Rule>,
+}
+
+/// Who is behind a server.
+#[derive(Clone, Debug)]
+pub struct Recipient {
+    /// A name to read.
+    pub name: String,
+    /// Postal or network address.
+    pub address: Option<String>,
+    /// `internal`, `business_associate` or `external`.
+    pub relation: Option<String>,
+}
+
+/// Where a tool's messages name patients.
+#[derive(Clone, Debug, Default)]
+pub struct Rule {
+    /// The tool; every tool when absent.
+    pub tool: Option<String>,
+    /// Whether this tool's data are protected health information.
+    pub phi: Option<bool>,
+    /// The identifiers' system, for example `mrn`.
+    pub system: Option<String>,
+    /// JSONPath expressions (RFC 9535) over the arguments.
+    pub arguments: Vec<String>,
+    /// JSONPath expressions (RFC 9535) over the result.
+    pub result: Vec<String>,
+    /// `C`, `R`, `U`, `D` or `E`.
+    pub activity: Option<String>,
+}
+
+/// A static key of an agent.
+#[derive(Clone, Debug)]
+pub struct Key {
+    /// SHA-256 of the key, lower-case hexadecimal.
+    pub sha256: String,
+    /// The agent that holds it.
+    pub agent: String,
+    /// The agent's name to read.
+    pub agent_name: Option<String>,
+    /// The human it acts for.
+    pub user: Option<String>,
+    /// The human's name to read.
+    pub user_name: Option<String>,
+    /// Roles.
+    pub roles: Vec<String>,
+    /// Why it uses the data (HL7 ActReason).
+    pub purpose: Option<String>,
+}
+
+/// The spool.
+#[derive(Clone, Debug)]
+pub struct Journal {
+    /// The most disk that it may use.
+    pub max_bytes: u64,
+    /// Length of one segment file.
+    pub segment_bytes: u64,
+    /// How long what is already in the lake is kept.
+    pub keep_hours: u64,
+}
+
+/// The tables.
+#[derive(Clone, Debug)]
+pub struct Lake {
+    /// `file:` and a folder.
+    pub url: String,
+    /// Commit at the latest after this time …
+    pub flush_seconds: u64,
+    /// … or this much.
+    pub flush_bytes: u64,
+}
+
+/// The SQL service.
+#[derive(Clone, Debug)]
+pub struct Query {
+    /// Where people and tools connect.
+    pub listen: SocketAddr,
+    /// Who may ask: `NAME=sha256:HEX;ROLES`.
+    pub tokens: Vec<String>,
+    /// Names in `Host` beside the loopback ones.
+    pub allowed_hosts: Vec<String>,
+    /// A date means a day in this zone.
+    pub time_zone: String,
+    /// How long a query may take.
+    pub deadline_ms: u64,
+    /// Memory that queries share before they spill to disk.
+    pub memory_bytes: u64,
+    /// How many rows an answer may have.
+    pub max_rows: u64,
+}
+
+/// A configuration that cannot be used.
+#[derive(Debug)]
+pub struct Mistakes {
+    /// The file.
+    pub file: PathBuf,
+    /// All that is wrong.
+    pub mistakes: Vec<Mistake>,
+}
+
+impl fmt::Display for Mistakes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let count = self.mistakes.len();
+        let plural = if count == 1 { "mistake" } else { "mistakes" };
+        write!(f, "{} has {count} {plural}:", self.file.display())?;
+        for mistake in &self.mistakes {
+            write!(f, "\n  {mistake}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Mistakes {}
+
+impl Config {
+    /// Reads and validates a file, with the overrides in `environment`.
+    ///
+    /// # Errors
+    /// All the mistakes that it has.
+    pub fn load(
+        file: &Path,
+        environment: impl Iterator<Item = (String, String)>,
+    ) -> Result<Self, Mistakes> {
+        let whole = |text: String| Mistakes {
+            file: file.to_owned(),
+            mistakes: vec![Mistake { line: 0, text }],
+        };
+        let text = std::fs::read_to_string(file)
+            .map_err(|e| whole(format!("cannot be read: {e}; name a file with -c FILE")))?;
+        Self::parse(&text, environment)
+            .map_err(|mistakes| Mistakes { file: file.to_owned(), mistakes })
+    }
+
+    /// Validates a text.
+    ///
+    /// # Errors
+    /// All the mistakes that it has.
+    pub fn parse(
+        text: &str,
+        environment: impl Iterator<Item = (String, String)>,
+    ) -> Result<Self, Vec<Mistake>> {
+        read::config(text, environment)
+    }
+}

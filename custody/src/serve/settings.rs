@@ -1,0 +1,165 @@
+//! Translates the configuration into the settings of each part.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use anyhow::Context;
+use custody_journal::WriterOptions;
+use custody_proxy::config::{Limits, OnAuditFailure, Server};
+use custody_proxy::identity::{Identity, StaticKey};
+use custody_proxy::inspect::{Rule as PathRule, Rules, ToolRule};
+use custody_query::EngineOptions;
+use custody_query::access::{Access, Token};
+use custody_query::engine::Writers;
+use custody_query::http::HttpOptions;
+use custody_schemas::event::{Agent, Principal, Recipient};
+use custody_schemas::id::Hash;
+use custody_schemas::words::{Activity, Relation};
+
+use crate::config::{self, Config};
+
+/// The issuer of identities that stand in the configuration itself.
+const ISSUER: &str = "custody.toml";
+
+/// The settings of the journal's writer.
+pub fn writer(config: &Config) -> anyhow::Result<WriterOptions> {
+    let dir = config.deployment.data.join("journal");
+    let hash: Hash = config.hash.parse().context("the configuration's hash")?;
+    Ok(WriterOptions {
+        origin: config.deployment.name.clone(),
+        segment_bytes: config.journal.segment_bytes,
+        spool_max_bytes: config.journal.max_bytes,
+        queue: usize::try_from(config.proxy.max_calls)?,
+        build: concat!("custody ", env!("CARGO_PKG_VERSION")).to_owned(),
+        config_hash: Some(hash),
+        ..WriterOptions::new(dir, &config.deployment.writer)
+    })
+}
+
+/// The settings of the proxy.
+pub fn proxy(config: &Config) -> anyhow::Result<custody_proxy::Config> {
+    let servers = config.servers.iter().map(server).collect::<anyhow::Result<_>>()?;
+    Ok(custody_proxy::Config {
+        identity: identity(&config.keys)?,
+        servers,
+        audit_wait: Duration::from_millis(config.proxy.audit_wait_ms),
+        max_message_bytes: usize::try_from(config.proxy.max_message_bytes)?,
+        allowed_hosts: config.proxy.allowed_hosts.clone(),
+        allowed_origins: config.proxy.allowed_origins.clone(),
+        limits: Limits {
+            response: Duration::from_millis(config.proxy.upstream_timeout_ms),
+            ..Limits::default()
+        },
+        ..custody_proxy::Config::default()
+    })
+}
+
+fn identity(keys: &[config::Key]) -> anyhow::Result<Identity> {
+    if keys.is_empty() {
+        return Ok(Identity::None);
+    }
+    let keys = keys.iter().map(key).collect::<anyhow::Result<_>>()?;
+    Ok(Identity::Keys(keys))
+}
+
+fn key(key: &config::Key) -> anyhow::Result<StaticKey> {
+    let sha256: Hash = key.sha256.parse()?;
+    let human = |subject: &String| Principal {
+        issuer: Some(ISSUER.to_owned()),
+        name: key.user_name.clone(),
+        subject: subject.clone(),
+    };
+    let agent = Agent { id: key.agent.clone(), name: key.agent_name.clone(), ..Agent::default() };
+    Ok(StaticKey {
+        sha256: sha256.0,
+        id: format!("sha256:{}", &key.sha256[..12]),
+        user: key.user.as_ref().map(human),
+        agent: Some(agent),
+        roles: key.roles.clone(),
+        purpose: key.purpose.clone(),
+    })
+}
+
+fn server(server: &config::Server) -> anyhow::Result<Server> {
+    let url = server.url.parse().with_context(|| format!("the url of {}", server.name))?;
+    let mut rules = Rules::default();
+    for rule in &server.rules {
+        add(&mut rules, rule)?;
+    }
+    Ok(Server {
+        phi: server.phi,
+        recipient: server.recipient.as_ref().map(recipient),
+        on_audit_failure: OnAuditFailure::Deny,
+        rules,
+        ..Server::new(&server.name, url)
+    })
+}
+
+fn recipient(recipient: &config::Recipient) -> Recipient {
+    let relation = recipient.relation.as_deref().map(|word| match word {
+        "internal" => Relation::Internal,
+        "business_associate" => Relation::BusinessAssociate,
+        "external" => Relation::External,
+        other => Relation::Other(other.to_owned()),
+    });
+    Recipient { address: recipient.address.clone(), name: recipient.name.clone(), relation }
+}
+
+fn add(rules: &mut Rules, rule: &config::Rule) -> anyhow::Result<()> {
+    let place = match &rule.tool {
+        None => &mut rules.every,
+        Some(tool) => rule_of(&mut rules.tools, tool),
+    };
+    let system = rule.system.as_deref().unwrap_or("patient");
+    let paths = |texts: &[String]| {
+        texts.iter().map(|text| PathRule::new(text, system)).collect::<Result<Vec<_>, _>>()
+    };
+    place.arguments.extend(paths(&rule.arguments)?);
+    place.result.extend(paths(&rule.result)?);
+    place.phi = rule.phi.or(place.phi);
+    let activity = rule.activity.as_deref().map(|letter| match letter {
+        "C" => Activity::C,
+        "R" => Activity::R,
+        "U" => Activity::U,
+        "D" => Activity::D,
+        _ => Activity::E,
+    });
+    place.activity = activity.or(place.activity.take());
+    Ok(())
+}
+
+fn rule_of<'r>(tools: &'r mut HashMap<String, ToolRule>, tool: &str) -> &'r mut ToolRule {
+    tools.entry(tool.to_owned()).or_default()
+}
+
+/// The settings of ingest.
+pub fn ingest(config: &Config) -> anyhow::Result<custody_ingest::Settings> {
+    Ok(custody_ingest::Settings {
+        flush_bytes: usize::try_from(config.lake.flush_bytes)?,
+        flush_after: Duration::from_secs(config.lake.flush_seconds),
+        ..custody_ingest::Settings::default()
+    })
+}
+
+/// The settings of the query engine.
+pub fn engine(config: &Config, writers: Writers) -> anyhow::Result<EngineOptions> {
+    Ok(EngineOptions {
+        memory_bytes: usize::try_from(config.query.memory_bytes)?,
+        max_rows: config.query.max_rows,
+        deadline: Duration::from_millis(config.query.deadline_ms),
+        time_zone: jiff::tz::TimeZone::get(&config.query.time_zone)?,
+        writers,
+        ..EngineOptions::new(config.deployment.data.join("spill"))
+    })
+}
+
+/// The settings of the query service's HTTP edge.
+pub fn query(config: &Config) -> anyhow::Result<HttpOptions> {
+    Ok(HttpOptions { access: access(config)?, hosts: config.query.allowed_hosts.clone() })
+}
+
+/// Who may ask.
+fn access(config: &Config) -> anyhow::Result<Access> {
+    let tokens = config.query.tokens.iter().map(|text| Token::parse(text));
+    Ok(Access::new(tokens.collect::<Result<_, _>>().map_err(anyhow::Error::msg)?))
+}

@@ -1,0 +1,39 @@
+//! Benchmarks of the product, as commands. Nothing here asserts a time: it prints ratios of
+//! figures that were measured in turns in one run. `docs/benchmarks.md` has the results.
+
+mod gateway;
+mod load;
+mod minimal;
+mod proxy;
+mod stub;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "bench", about = "Benchmarks; see docs/benchmarks.md")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Direct, minimal proxy, custody without and with flushing, in turns.
+    Proxy(proxy::Options),
+    /// Our proxy alone (a process of its own).
+    Gateway(gateway::Options),
+    /// An upstream that answers every call with the same bytes (a process of its own).
+    Stub(stub::Options),
+    /// A byte-transparent proxy without anything else (a process of its own).
+    Minimal(minimal::Options),
+}
+
+fn main() -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    match Arguments::parse().command {
+        Command::Proxy(options) => runtime.block_on(proxy::run(options)),
+        Command::Gateway(options) => runtime.block_on(gateway::run(options)),
+        Command::Stub(options) => runtime.block_on(stub::run(options)),
+        Command::Minimal(options) => runtime.block_on(minimal::run(options)),
+    }
+}

@@ -1,0 +1,10 @@
+//! What the tests of the whole product share: starting `custody` as a user would, MCP servers to
+//! put behind it, and asking it questions.
+//!
+//! Everything is real: the built executable, real sockets, real files. A test that starts
+//! something holds a value whose `Drop` ends it.
+
+pub mod http;
+pub mod product;
+pub mod upstream;
+pub mod wait;

@@ -1,0 +1,213 @@
+//! `custody up` as a process, with its data in a folder that goes with the test.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use http::Method;
+use serde_json::{Map, Value, json};
+
+use crate::http::{Answer, send};
+
+/// The built executable: `CUSTODY_BIN`, else the one beside this test's own.
+///
+/// # Errors
+/// When it has not been built.
+pub fn executable() -> anyhow::Result<PathBuf> {
+    if let Some(path) = std::env::var_os("CUSTODY_BIN") {
+        return Ok(path.into());
+    }
+    let this = std::env::current_exe()?;
+    let folder = this.parent().and_then(Path::parent).context("no target folder")?;
+    let path = folder.join("custody");
+    if !path.exists() {
+        bail!("{} is missing: run `cargo build --workspace --bins` first", path.display());
+    }
+    Ok(path)
+}
+
+/// A configuration in the making.
+#[derive(Clone, Debug, Default)]
+pub struct Setup {
+    servers: String,
+    keys: String,
+    proxy: String,
+    lake: String,
+}
+
+impl Setup {
+    /// Adds a server.
+    #[must_use]
+    pub fn server(mut self, name: &str, url: &str, phi: bool) -> Self {
+        let text = format!("[[server]]\nname = \"{name}\"\nurl = \"{url}\"\nphi = {phi}\n");
+        self.servers.push_str(&text);
+        self
+    }
+
+    /// Adds lines to the last server.
+    #[must_use]
+    pub fn server_lines(mut self, lines: &str) -> Self {
+        self.servers.push_str(lines);
+        self.servers.push('\n');
+        self
+    }
+
+    /// Adds an agent's key by its hash.
+    #[must_use]
+    pub fn key(mut self, hash: &str, agent: &str, user: &str) -> Self {
+        let text =
+            format!("[[key]]\nhash = \"{hash}\"\nagent = \"{agent}\"\nuser = \"{user}\"\n");
+        self.keys.push_str(&text);
+        self
+    }
+
+    /// Adds lines to `[proxy]`.
+    #[must_use]
+    pub fn proxy_lines(mut self, lines: &str) -> Self {
+        self.proxy.push_str(lines);
+        self.proxy.push('\n');
+        self
+    }
+
+    /// Adds lines to `[lake]`.
+    #[must_use]
+    pub fn lake_lines(mut self, lines: &str) -> Self {
+        self.lake.push_str(lines);
+        self.lake.push('\n');
+        self
+    }
+
+    /// Starts the product with its data in `folder`, which may hold an earlier run's.
+    ///
+    /// # Errors
+    /// When it does not say that it is ready within a minute; with what it said instead.
+    pub fn start(&self, folder: &Path) -> anyhow::Result<Custody> {
+        let config = folder.join("custody.toml");
+        let data = folder.join("data");
+        let text = format!(
+            "[deployment]\nname = \"audit.test\"\ndata = {data:?}\n[proxy]\nlisten = \"127.0.0.1:0\"\n{}[lake]\n{}[query]\nlisten = \"127.0.0.1:0\"\n{}{}",
+            self.proxy, self.lake, self.servers, self.keys
+        );
+        std::fs::write(&config, text)?;
+        Custody::start(&config, data)
+    }
+}
+
+/// A running `custody up`. Dropping it kills it, as a power cut would.
+pub struct Custody {
+    child: Child,
+    /// Base URL of the proxy.
+    pub proxy: String,
+    /// Base URL of the query service.
+    pub query: String,
+    /// Its data folder.
+    pub data: PathBuf,
+}
+
+impl Drop for Custody {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+impl Custody {
+    fn start(config: &Path, data: PathBuf) -> anyhow::Result<Self> {
+        let mut child = Command::new(executable()?)
+            .args(["up", "-c"])
+            .arg(config)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()?;
+        let out = child.stdout.take().context("no standard output")?;
+        let (tell, told) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(out).lines().map_while(Result::ok) {
+                if tell.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        let mut custody = Self { child, proxy: String::new(), query: String::new(), data };
+        while custody.proxy.is_empty() || custody.query.is_empty() {
+            let line = told
+                .recv_timeout(Duration::from_secs(60))
+                .context("custody up did not say where it listens; see its output above")?;
+            if let Some(url) = line.trim().strip_prefix("proxy ") {
+                custody.proxy = url.trim().to_owned();
+            } else if let Some(url) = line.trim().strip_prefix("query ") {
+                custody.query = url.trim().to_owned();
+            }
+        }
+        Ok(custody)
+    }
+
+    /// The URL of a server's route.
+    #[must_use]
+    pub fn server(&self, name: &str) -> String {
+        format!("{}/servers/{name}/mcp", self.proxy)
+    }
+
+    /// Process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Kills it at once (SIGKILL) and waits for its end.
+    ///
+    /// # Errors
+    /// When it cannot be killed.
+    pub fn kill(&mut self) -> anyhow::Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// Asks it to stop (SIGTERM) and waits; whether it ended with success.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    pub fn stop(&mut self) -> anyhow::Result<bool> {
+        let id = self.child.id().to_string();
+        Command::new("kill").args(["-TERM", &id]).status()?;
+        Ok(self.child.wait()?.success())
+    }
+
+    /// Posts a statement; the raw answer.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub async fn ask(&self, statement: &str, accept: &str) -> anyhow::Result<Answer> {
+        let url = format!("{}/v1/sql", self.query);
+        let headers = [("content-type", "application/json"), ("accept", accept)];
+        send(Method::POST, &url, &headers, json!({"sql": statement}).to_string()).await
+    }
+
+    /// The rows of a statement's answer, one map each.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub async fn sql(&self, statement: &str) -> anyhow::Result<Vec<Map<String, Value>>> {
+        let answer = self.ask(statement, "application/x-ndjson").await?;
+        if !answer.status.is_success() {
+            bail!("{statement}: {} {}", answer.status, answer.text());
+        }
+        let lines = answer.body.split(|b| *b == b'\n').filter(|line| !line.is_empty());
+        lines.map(|line| serde_json::from_slice(line).context("a row is no object")).collect()
+    }
+
+    /// The only number of the only row.
+    ///
+    /// # Errors
+    /// When the answer is anything else.
+    pub async fn number(&self, statement: &str) -> anyhow::Result<i64> {
+        let rows = self.sql(statement).await?;
+        let value = rows.first().and_then(|row| row.values().next()).and_then(Value::as_i64);
+        value.with_context(|| format!("{statement} gave no number: {rows:?}"))
+    }
+}

@@ -1,0 +1,54 @@
+//! Which crate may use which, asked of cargo.
+
+use std::collections::BTreeSet;
+use std::process::Command;
+
+const ALLOWED: [(&str, &[&str]); 6] = [
+    ("custody-schemas", &[]),
+    ("custody-journal", &["custody-schemas"]),
+    ("custody-lake", &["custody-schemas"]),
+    ("custody-proxy", &["custody-journal", "custody-schemas"]),
+    ("custody-ingest", &["custody-journal", "custody-lake", "custody-schemas"]),
+    ("custody-query", &["custody-journal", "custody-lake", "custody-schemas"]),
+];
+
+/// Names of all the crates that `package` is built from, itself left out.
+fn dependencies(package: &str, extra: &[&str]) -> BTreeSet<String> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .args(["tree", "--offline", "-p", package, "-e", "normal", "--prefix", "none"])
+        .args(extra)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let names = text.lines().filter_map(|line| line.split(' ').next());
+    names.filter(|name| *name != package && !name.is_empty()).map(str::to_owned).collect()
+}
+
+#[test]
+fn every_crate_uses_only_those_before_it_on_the_line() {
+    for (package, allowed) in ALLOWED {
+        let used = dependencies(package, &[]);
+        let ours: Vec<_> = used.iter().filter(|name| name.starts_with("custody")).collect();
+        let forbidden: Vec<_> = ours.iter().filter(|n| !allowed.contains(&n.as_str())).collect();
+        assert!(
+            forbidden.is_empty(),
+            "{package} must not use {forbidden:?}: imports run schemas <- journal, lake <- proxy, ingest, query <- custody <- tests"
+        );
+    }
+}
+
+#[test]
+fn the_proxy_compiles_without_arrow_and_without_a_sql_engine() {
+    let heavy = |name: &&String| {
+        ["arrow", "datafusion", "parquet", "deltalake"].iter().any(|word| name.starts_with(word))
+    };
+    let proxy = dependencies("custody-proxy", &[]);
+    assert_eq!(proxy.iter().filter(heavy).count(), 0, "the proxy would pull in a SQL engine");
+    let query = dependencies("custody-query", &[]);
+    assert!(query.iter().filter(heavy).count() > 3, "this test would no longer see them");
+    let ingest = dependencies("custody-ingest", &[]);
+    assert!(!ingest.contains("datafusion"), "ingest needs no SQL engine");
+}
