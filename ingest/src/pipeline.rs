@@ -1,7 +1,7 @@
 //! One partition's way into its table: assigned, read, stored, and assigned anew when fenced.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
@@ -38,6 +38,14 @@ pub(crate) struct Assignment {
     pub(crate) reader: Box<dyn Read>,
     /// `None` for bodies, which have no identity of their own.
     pub(crate) known: Option<Known>,
+}
+
+/// What the storing thread tells the reading one.
+pub(crate) struct Progress {
+    /// Everything before this offset is in the table.
+    pub(crate) committed: AtomicU64,
+    /// Nobody takes rows any more.
+    pub(crate) over: AtomicBool,
 }
 
 /// Why a pipeline's threads ended.
@@ -137,13 +145,17 @@ impl Pipeline {
         runtime: &Handle,
     ) -> Result<Ended, IngestError> {
         let (send, receive) = sync_channel(CHUNKS);
-        let committed = AtomicU64::new(assignment.start.unwrap_or(0));
-        let storing = Storing::new(self, assignment.start, stop, runtime, &committed);
+        let progress = Progress {
+            committed: AtomicU64::new(assignment.start.unwrap_or(0)),
+            over: AtomicBool::new(false),
+        };
+        let storing = Storing::new(self, assignment.start, stop, runtime, &progress);
         std::thread::scope(|scope| {
             let Assignment { reader, known, .. } = assignment;
-            let reading = Reading::new(self, reader, known, send, stop, &committed);
+            let reading = Reading::new(self, reader, known, send, stop, &progress);
             let reading = scope.spawn(|| reading.run());
             let stored = storing.run(receive);
+            progress.over.store(true, Ordering::Release);
             let read = reading.join().unwrap_or_else(|_| {
                 Err(IngestError::Thread("that reads a partition ended without a word".to_owned()))
             });

@@ -1,6 +1,6 @@
 //! The reading thread: journal entries to chunks of rows.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::IngestError;
 use crate::known::{Known, Novelty};
-use crate::pipeline::Pipeline;
+use crate::pipeline::{Pipeline, Progress};
 use crate::status::Counts;
 use crate::streams::Streams;
 
@@ -54,7 +54,7 @@ pub(crate) struct Reading<'a> {
     known: Option<Known>,
     send: SyncSender<Chunk>,
     stop: &'a CancellationToken,
-    committed: &'a AtomicU64,
+    progress: &'a Progress,
     rows: Rows,
     streams: Streams,
     counts: Counts,
@@ -74,20 +74,20 @@ impl<'a> Reading<'a> {
         known: Option<Known>,
         send: SyncSender<Chunk>,
         stop: &'a CancellationToken,
-        committed: &'a AtomicU64,
+        progress: &'a Progress,
     ) -> Self {
         let rows = match pipeline.partition.topic {
             Topic::Events => Rows::events(),
             Topic::Bodies | Topic::Control => Rows::bodies(),
         };
         let (streams, counts) = (Streams::default(), Counts::default());
-        Self { pipeline, reader, known, send, stop, committed, rows, streams, counts, since: None }
+        Self { pipeline, reader, known, send, stop, progress, rows, streams, counts, since: None }
     }
 
     /// Reads until everything that was durable at the stop is sent, or nobody takes it any more.
     pub(crate) fn run(mut self) -> Result<(), IngestError> {
         let mut stop = None;
-        loop {
+        while !self.progress.over.load(Ordering::Acquire) {
             if stop.is_none() && self.stop.is_cancelled() {
                 let target = self.reader.end().map_err(|e| self.wrong(e))?;
                 stop = Some(Stop { target, deadline: Instant::now() + STOP_WITHIN });
@@ -104,6 +104,7 @@ impl<'a> Reading<'a> {
                 return Ok(());
             }
         }
+        Ok(())
     }
 
     /// The next entries; none after a pause when reading may succeed later.
@@ -132,7 +133,7 @@ impl<'a> Reading<'a> {
 
     fn take(&mut self, entries: &[Entry]) -> Result<(), IngestError> {
         if let Some(known) = &mut self.known {
-            known.committed(self.committed.load(Ordering::Acquire));
+            known.committed(self.progress.committed.load(Ordering::Acquire));
         }
         let stored_at = Some(now());
         for entry in entries {

@@ -1,7 +1,7 @@
 //! The storing thread: chunks of rows to files, and files to a commit.
 
 use std::future::Future;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -11,7 +11,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use crate::IngestError;
-use crate::pipeline::{Ended, Pipeline};
+use crate::pipeline::{Ended, Pipeline, Progress};
 use crate::reading::Chunk;
 use crate::status::Counts;
 use crate::streams::Streams;
@@ -28,7 +28,7 @@ pub(crate) struct Storing<'a> {
     pipeline: &'a Pipeline,
     stop: &'a CancellationToken,
     runtime: &'a Handle,
-    committed: &'a AtomicU64,
+    progress: &'a Progress,
     /// The table's position before the batch.
     start: Option<u64>,
     batch: Batch,
@@ -60,7 +60,7 @@ impl<'a> Storing<'a> {
         start: Option<u64>,
         stop: &'a CancellationToken,
         runtime: &'a Handle,
-        committed: &'a AtomicU64,
+        progress: &'a Progress,
     ) -> Self {
         let batch = Batch {
             files: FileSet::new(pipeline.table.columns()),
@@ -69,7 +69,7 @@ impl<'a> Storing<'a> {
             end: start.unwrap_or(0),
             since: None,
         };
-        Self { pipeline, stop, runtime, committed, start, batch }
+        Self { pipeline, stop, runtime, progress, start, batch }
     }
 
     /// Stores what comes until nothing more comes.
@@ -133,7 +133,7 @@ impl<'a> Storing<'a> {
     fn landed(&mut self, encoded: &[Encoded]) {
         let (pipeline, end) = (self.pipeline, self.batch.end);
         self.start = Some(end);
-        self.committed.store(end, Ordering::Release);
+        self.progress.committed.store(end, Ordering::Release);
         let bytes: u64 = encoded.iter().map(|e| e.file.size).sum();
         let counts = std::mem::take(&mut self.batch.counts);
         tracing::debug!(partition = pipeline.app_id, end, bytes, rows = counts.rows, "committed");

@@ -231,6 +231,23 @@ async fn a_batch_that_is_large_enough_does_not_wait_for_the_clock() {
     assert_eq!(offsets(lake.events()).await, once(0..36_000));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lake_that_is_taken_over_stops_ingest_even_when_nothing_arrives_any_more() {
+    let mut site = Site::new();
+    site.put(&[event(0)]);
+    site.lake().await;
+    let first = site.folder.path().join("lake/events/_delta_log/00000000000000000000.json");
+    let metadata = std::fs::read_to_string(&first).unwrap();
+    let newer = metadata.replace("\"custody.format\":\"1\"", "\"custody.format\":\"2\"");
+    let newer = newer.lines().find(|line| line.contains("metaData")).unwrap().to_owned();
+    let second = first.with_file_name("00000000000000000001.json");
+    let store = FaultyStore::on(Arc::new(DurableFileSystem::new()), ".parquet");
+    store.push([Fault::First(Box::pin(async move { std::fs::write(second, newer).unwrap() }))]);
+    let ingest = site.ingest(&site.lake_over(store).await);
+    let error = ingest.run(CancellationToken::new()).await.unwrap_err();
+    assert!(error.to_string().contains("upgrade custody"), "{error}");
+}
+
 /// Where the first owner stops for a while, and whether its write has taken place by then.
 #[derive(Clone, Copy, Debug)]
 enum Halt {

@@ -6,6 +6,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::datatypes::{Schema, SchemaRef};
 use deltalake_core::kernel::StructType;
@@ -30,6 +31,11 @@ pub const FORMAT: u32 = 1;
 const FORMAT_PROPERTY: &str = "custody.format";
 /// The table property that says whose table it is.
 const DEPLOYMENT_PROPERTY: &str = "custody.deployment";
+
+/// How long reading a table's log may take.
+const LOG_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long storing one file may take.
+const FILE_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Why a lake cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -277,7 +283,10 @@ impl Table {
     /// When the log cannot be read, or a newer version of Custody has taken the table over.
     pub async fn snapshot(&self) -> Result<Arc<Snapshot>, LakeError> {
         let mut state = self.state.lock().await;
-        state.table.update_state().await?;
+        let update = tokio::time::timeout(LOG_TIMEOUT, state.table.update_state());
+        update
+            .await
+            .map_err(|_| DeltaTableError::generic("the log was not read within 60 s"))??;
         let current = state.table.snapshot()?.snapshot().clone();
         if let Some(known) = &state.snapshot
             && known.version() == current.version()
@@ -326,11 +335,17 @@ impl Table {
         let store = self.log_store.object_store(None);
         let mut files = Vec::with_capacity(encoded.len());
         for Encoded { bytes, file } in encoded {
-            store.put(&file.path, PutPayload::from_bytes(bytes.clone())).await?;
+            let put = store.put(&file.path, PutPayload::from_bytes(bytes.clone()));
+            tokio::time::timeout(FILE_TIMEOUT, put).await.map_err(|_| no_answer(file))??;
             files.push(file.clone());
         }
         Ok(files)
     }
+}
+
+fn no_answer(file: &NewFile) -> object_store::Error {
+    let source = format!("{} was not stored within 120 s", file.path).into();
+    object_store::Error::Generic { store: "lake", source }
 }
 
 fn missing_column(wanted: &Schema, found: &Schema) -> Option<String> {
