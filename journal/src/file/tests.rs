@@ -176,6 +176,31 @@ fn a_removed_file_fails_the_append_at_once_and_the_next_one_begins_a_segment() {
 }
 
 #[test]
+fn a_reader_is_told_of_the_hole_that_a_removed_file_left_also_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut append = open(dir.path()).unwrap();
+    let big = "h".repeat(600 << 10);
+    for _ in 0..3 {
+        append.append(&[event(&big)]).unwrap();
+    }
+    let last = append.journal().spools[0].main.last().unwrap();
+    assert_eq!(last.base, 2, "one in each segment");
+    fs::remove_file(last.path).unwrap();
+    append.append(&[event("fails")]).unwrap_err();
+    append.append(&[event("safe")]).unwrap();
+    for _ in 0..2 {
+        let mut reader = append.journal().reader(&events(), 0).unwrap();
+        assert_eq!(reader.read(10, usize::MAX, Duration::ZERO).unwrap().len(), 2);
+        let gone = reader.read(10, usize::MAX, Duration::ZERO).unwrap_err();
+        assert!(matches!(gone, ReadError::Gone { wanted: 2, first: 3 }), "{gone}");
+        reader.seek(3).unwrap();
+        assert_eq!(reader.read(10, usize::MAX, Duration::ZERO).unwrap()[0].offset, 3);
+        drop((append, reader));
+        append = open(dir.path()).unwrap();
+    }
+}
+
+#[test]
 fn old_or_pressing_segments_leave_when_released_and_readers_are_told() {
     let dir = tempfile::tempdir().unwrap();
     let mut append = open(dir.path()).unwrap();

@@ -66,6 +66,10 @@ pub struct WriterOptions {
     pub bulk_in_flight_bytes: u64,
     /// Whether an append waits for the disk. `false` loses what power loss takes: for benchmarks.
     pub sync: bool,
+    /// Whether everything is thrown away unhashed and answered at once, against every promise of
+    /// this module: the base line of benchmarks, which no configuration can ask for.
+    #[doc(hidden)]
+    pub discard: bool,
     /// When a run ends and the next begins, 24 h by default.
     pub roll_after: Duration,
     /// After how long a silence the stream says that it lives, 10 s by default.
@@ -99,6 +103,7 @@ impl WriterOptions {
             queue: 4096,
             bulk_in_flight_bytes: 256 << 20,
             sync: true,
+            discard: false,
             roll_after: Duration::from_secs(24 * 3600),
             alive_after: Duration::from_secs(10),
             checkpoint_after: Duration::from_secs(1),

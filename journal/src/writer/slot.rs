@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
 use custody_schemas::event::Draft;
-use custody_schemas::id::CallId;
+use custody_schemas::id::{CallId, Uint};
 use custody_schemas::record::MAX_RECORD_BYTES;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -161,7 +161,8 @@ impl Job {
         bodies: Vec<OutBody>,
         hold: Hold,
     ) -> (Box<Self>, Appending) {
-        let chunks = pack(&mut draft, bodies);
+        let discard = hold.shared.options.discard;
+        let chunks = if discard { Vec::new() } else { pack(&mut draft, bodies) };
         let (reply, answer) = oneshot::channel();
         let job = Box::new(Self { purpose, draft, chunks, reply, hold });
         (job, Appending(Answer::Coming(answer)))
@@ -233,6 +234,11 @@ impl Order {
 impl Shared {
     /// Hands a job to the lane where its bodies go.
     pub(crate) fn submit(&self, job: Box<Job>, order: Option<Arc<Order>>) {
+        if self.options.discard {
+            let stream = self.present.lock().stream.clone();
+            let nowhere = Appended { stream, seq: 0, at: Uint::new(0), offset: 0 };
+            return answer(job.reply, Ok(nowhere));
+        }
         let plain: usize = job.chunks.iter().map(|chunk| chunk.value.len()).sum();
         if plain as u64 <= SMALL_BODIES {
             return self.forward(Message::Append(job), order.as_deref());

@@ -519,3 +519,43 @@ async fn an_opening_too_long_to_be_repeated_is_still_ended_as_unknown() {
     let ended = events(&*journal).into_iter().rfind(|event| event.kind == Kind::CallEnded).unwrap();
     assert_eq!((ended.call, ended.data.subjects.len()), (draft.call, 0));
 }
+
+#[tokio::test]
+async fn a_call_whose_opening_was_not_stored_gets_no_ending_either() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = options(dir.path());
+    let fail = options.fail.clone();
+    let (writer, _) = Writer::open(options, signer()).unwrap();
+    let call = call();
+    let mut slot = writer.slot(0).unwrap();
+    fail.store(true, Ordering::SeqCst);
+    let failed = slot.open(opening(call), Vec::new()).await.unwrap_err();
+    assert!(matches!(failed, AppendError::Unavailable { maybe: true, .. }), "{failed}");
+    let refused = slot.end(ending(call, Status::NotForwarded), Vec::new()).await.unwrap_err();
+    assert!(matches!(refused, AppendError::NotOpen), "{refused}");
+    writer.close().await.unwrap();
+    let events = events(&*writer.journal());
+    assert!(events.iter().all(|event| event.call.is_none()), "{events:?}");
+}
+
+#[tokio::test]
+async fn what_was_released_while_there_was_room_goes_when_there_is_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = WriterOptions { spool_max_bytes: 12 << 20, ..options(dir.path()) };
+    let (writer, _) = Writer::open(options, signer()).unwrap();
+    let relay = || {
+        let relayed = Draft::new(Kind::MessageRelayed);
+        writer.append(relayed, vec![body(Part::Request, 1 << 20)])
+    };
+    for _ in 0..8 {
+        relay().await.unwrap();
+    }
+    let used = writer.status().spool_used_bytes;
+    let bulk = writer.subscribe().borrow().bulk;
+    writer.journal().release(&partition(Topic::Bodies, "edge-1.bulk"), bulk).unwrap();
+    assert_eq!(writer.status().spool_used_bytes, used, "kept: there is room, and it is young");
+    for _ in 0..5 {
+        relay().await.unwrap();
+    }
+    assert!(writer.status().spool_used_bytes <= 12 << 20);
+}
