@@ -63,7 +63,8 @@ impl Token {
         let (name, hash) = token.split_once('=').unwrap_or(("", token));
         let hex = hash.trim().strip_prefix("sha256:").ok_or("a token is written `sha256:HEX`")?;
         let mut sha256 = [0; 32];
-        hex::decode_to_slice(hex, &mut sha256).map_err(|_| "sha256: takes 64 hexadecimal digits")?;
+        hex::decode_to_slice(hex, &mut sha256)
+            .map_err(|_| "sha256: takes 64 hexadecimal digits")?;
         let name = match name.trim() {
             "" => format!("token-{}", &hex[..8]),
             name => name.to_owned(),

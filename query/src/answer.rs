@@ -10,15 +10,17 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use custody_schemas::id::CallId;
 use datafusion::physical_plan::SendableRecordBatchStream;
+use datafusion::sql::parser::Statement;
 use futures::StreamExt;
-use tokio::sync::{mpsc, oneshot};
+use tokio::runtime::Runtime;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
-use tokio_util::sync::CancellationToken;
 
 use crate::audit::Asked;
+use crate::catalog::Tables;
 use crate::completeness::Completeness;
-use crate::engine::{Engine, Question};
+use crate::engine::{Engine, Pin, Question};
 use crate::error::QueryError;
 use crate::statement;
 
@@ -27,12 +29,7 @@ use crate::statement;
 const GRACE: Duration = Duration::from_secs(2);
 
 /// What is known before the first row.
-pub(crate) struct Begin {
-    schema: SchemaRef,
-    completeness: Completeness,
-}
-
-type Begun = Result<Begin, QueryError>;
+type Begun = Result<SchemaRef, QueryError>;
 type Row = Result<RecordBatch, QueryError>;
 
 /// The asker's end of an answer.
@@ -44,7 +41,7 @@ pub struct Answer {
     /// What the answer holds and what it cannot show.
     pub completeness: Completeness,
     rows: mpsc::Receiver<Row>,
-    task: JoinHandle<()>,
+    threads: Threads,
     deadline: Instant,
     allowed: Duration,
     ahead: Option<Row>,
@@ -52,34 +49,34 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// Begins the work, and returns when its columns are known.
     pub(crate) async fn begin(
-        call: CallId,
-        begun: oneshot::Receiver<Begun>,
-        rows: mpsc::Receiver<Row>,
-        task: JoinHandle<()>,
-        deadline: Instant,
-        allowed: Duration,
+        work: Work,
+        statement: Statement,
+        pin: Pin,
     ) -> Result<Self, QueryError> {
-        let deadline = deadline + GRACE;
-        let guard = AbortOnDrop(Some(task));
-        let begin = match timeout_at(deadline, begun).await {
-            Ok(Ok(begin)) => begin?,
+        let Pin { tables, completeness } = pin;
+        let call = work.asked.call();
+        let allowed = work.engine.options.deadline;
+        let deadline = work.deadline + GRACE;
+        let (begin, begun) = oneshot::channel();
+        let (sender, rows) = mpsc::channel(2);
+        let runtime = match work.engine.threads() {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                work.asked.end(Some(&error));
+                return Err(error);
+            }
+        };
+        let task = runtime.spawn(work.run(statement, tables, begin, sender));
+        let threads = Threads { runtime: Some(runtime), task };
+        let schema = match timeout_at(deadline, begun).await {
+            Ok(Ok(begun)) => begun?,
             Ok(Err(_)) => return Err(broken()),
             Err(_) => return Err(QueryError::TimedOut(allowed)),
         };
-        let task = guard.disarm().ok_or_else(broken)?;
-        let Begin { schema, completeness } = begin;
-        Ok(Self {
-            call,
-            schema,
-            completeness,
-            rows,
-            task,
-            deadline,
-            allowed,
-            ahead: None,
-            over: false,
-        })
+        let (ahead, over) = (None, false);
+        Ok(Self { call, schema, completeness, rows, threads, deadline, allowed, ahead, over })
     }
 
     /// Waits until the first batch is there, so that an error before it can still be told by
@@ -121,31 +118,25 @@ impl Answer {
 
     /// A channel that closes is the end only if the work ended in order.
     async fn finish(&mut self) -> Result<(), QueryError> {
-        match timeout_at(self.deadline, &mut self.task).await {
+        match timeout_at(self.deadline, &mut self.threads.task).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) | Err(_) => Err(broken()),
         }
     }
 }
 
-impl Drop for Answer {
+/// The threads of one question. When this goes, its work ends at the next point where it yields,
+/// and the threads with it; nobody waits for that.
+struct Threads {
+    runtime: Option<Runtime>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Threads {
     fn drop(&mut self) {
         self.task.abort();
-    }
-}
-
-struct AbortOnDrop(Option<JoinHandle<()>>);
-
-impl AbortOnDrop {
-    fn disarm(mut self) -> Option<JoinHandle<()>> {
-        self.0.take()
-    }
-}
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        if let Some(task) = &self.0 {
-            task.abort();
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
         }
     }
 }
@@ -160,26 +151,32 @@ pub(crate) struct Work {
     pub(crate) asked: Asked,
     pub(crate) question: Question,
     pub(crate) deadline: Instant,
-    pub(crate) stop: CancellationToken,
-    pub(crate) begin: Option<oneshot::Sender<Begun>>,
-    pub(crate) rows: mpsc::Sender<Row>,
+    /// Its place among the questions that run; free when the work has really ended.
+    pub(crate) place: OwnedSemaphorePermit,
 }
 
 impl Work {
     /// Answers, tells the asker how that went, and records it.
-    pub(crate) async fn run(mut self) {
-        let deadline = self.deadline;
-        let stop = self.stop.clone();
-        let rows = self.rows.clone();
+    async fn run(
+        mut self,
+        statement: Statement,
+        tables: Tables,
+        begin: oneshot::Sender<Begun>,
+        rows: mpsc::Sender<Row>,
+    ) {
+        let stop = self.engine.stopping();
         let allowed = self.engine.options.deadline;
+        let deadline = self.deadline;
+        let mut begin = Some(begin);
         let outcome = tokio::select! {
-            outcome = self.answer() => outcome,
+            outcome = self.answer(statement, tables, &mut begin, &rows) => outcome,
             () = stop.cancelled() => Err(QueryError::Cancelled),
             () = rows.closed() => Err(QueryError::Cancelled),
             () = tokio::time::sleep_until(deadline) => Err(QueryError::TimedOut(allowed)),
         };
-        let Self { asked, begin, rows, .. } = self;
+        let Self { asked, place, .. } = self;
         asked.end(outcome.as_ref().err());
+        drop(place);
         let Err(error) = outcome else { return };
         match begin {
             // Nobody there to be told is no fault.
@@ -188,21 +185,28 @@ impl Work {
         }
     }
 
-    async fn answer(&mut self) -> Result<(), QueryError> {
-        let statement = statement::parse(&self.question.sql)?;
-        let pin = self.engine.pin().await?;
-        let session = self.engine.session(pin.tables)?;
+    async fn answer(
+        &mut self,
+        statement: Statement,
+        tables: Tables,
+        begin: &mut Option<oneshot::Sender<Begun>>,
+        rows: &mpsc::Sender<Row>,
+    ) -> Result<(), QueryError> {
+        let session = self.engine.session(tables)?;
         let plan = statement::plan(&session.state(), statement, &self.question.params).await?;
         let stream = session.execute_logical_plan(plan).await?.execute_stream().await?;
-        let begin = Begin { schema: stream.schema(), completeness: pin.completeness };
-        let asker = self.begin.take();
-        if asker.is_none_or(|asker| asker.send(Ok(begin)).is_err()) {
+        let asker = begin.take();
+        if asker.is_none_or(|asker| asker.send(Ok(stream.schema())).is_err()) {
             return Err(QueryError::Cancelled);
         }
-        self.send(stream).await
+        self.send(stream, rows).await
     }
 
-    async fn send(&mut self, mut stream: SendableRecordBatchStream) -> Result<(), QueryError> {
+    async fn send(
+        &mut self,
+        mut stream: SendableRecordBatchStream,
+        rows: &mpsc::Sender<Row>,
+    ) -> Result<(), QueryError> {
         let limit = self.engine.options.max_rows;
         let mut sent = 0;
         while let Some(batch) = stream.next().await {
@@ -215,7 +219,7 @@ impl Work {
                 return Err(QueryError::TooManyRows { limit });
             }
             self.asked.count(batch.num_rows());
-            self.rows.send(Ok(batch)).await.map_err(|_| QueryError::Cancelled)?;
+            rows.send(Ok(batch)).await.map_err(|_| QueryError::Cancelled)?;
         }
         Ok(())
     }

@@ -39,7 +39,8 @@ pub(crate) async fn ask(
     asker: &Asker,
     question: &Question,
 ) -> Result<Asked, QueryError> {
-    let refused = |error: custody_journal::writer::AppendError| QueryError::Audit(error.to_string());
+    let refused =
+        |error: custody_journal::writer::AppendError| QueryError::Audit(error.to_string());
     let mut slot = writer.slot(0).map_err(refused)?;
     let call = CallId::from_uuid(uuid::Uuid::now_v7());
     let who = Arc::new(asker.who());

@@ -154,7 +154,10 @@ impl ScalarUDFImpl for Bounded {
         self.function.return_type(arg_types)
     }
 
-    fn return_field_from_args(&self, args: ReturnFieldArgs<'_>) -> Result<FieldRef, DataFusionError> {
+    fn return_field_from_args(
+        &self,
+        args: ReturnFieldArgs<'_>,
+    ) -> Result<FieldRef, DataFusionError> {
         self.function.return_field_from_args(args)
     }
 

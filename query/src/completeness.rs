@@ -188,7 +188,8 @@ impl Ledger {
         let mut newest: BTreeMap<&str, (&StreamId, &StreamState)> = BTreeMap::new();
         let mut totals: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
         for (id, state) in &self.streams {
-            let newer = newest.get(id.writer()).is_none_or(|(_, known)| known.last_at <= state.last_at);
+            let newer =
+                newest.get(id.writer()).is_none_or(|(_, known)| known.last_at <= state.last_at);
             if newer {
                 newest.insert(id.writer(), (id, state));
             }
@@ -246,7 +247,8 @@ fn names(writers: &[WriterState], state: State) -> Vec<String> {
 /// Microseconds since 1970 as RFC 3339 in UTC.
 pub(crate) fn text(micros: u64) -> String {
     let micros = i64::try_from(micros).unwrap_or(i64::MAX);
-    jiff::Timestamp::from_microsecond(micros).map_or_else(|_| micros.to_string(), |at| at.to_string())
+    jiff::Timestamp::from_microsecond(micros)
+        .map_or_else(|_| micros.to_string(), |at| at.to_string())
 }
 
 /// How a writer stands.
@@ -339,7 +341,11 @@ impl Completeness {
             map.remove("cannot_show");
             map.insert("see".to_owned(), "/v1/completeness".into());
         }
-        value.to_string().chars().map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' }).collect()
+        value
+            .to_string()
+            .chars()
+            .map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' })
+            .collect()
     }
 
     /// One line in words.

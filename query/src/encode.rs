@@ -209,8 +209,7 @@ impl Encoder {
                         completeness.to_string(),
                     )]));
                 let schema = Arc::clone(&answer.schema);
-                let writer =
-                    ArrowWriter::try_new(Vec::new(), schema, Some(properties.build()))?;
+                let writer = ArrowWriter::try_new(Vec::new(), schema, Some(properties.build()))?;
                 (Writer::Parquet(Box::new(writer)), Vec::new())
             }
         };
@@ -287,9 +286,9 @@ fn head(
     completeness: serde_json::Value,
     mut about: serde_json::Map<String, serde_json::Value>,
 ) -> Vec<u8> {
-    let columns = answer.schema.fields().iter().map(|field| {
-        serde_json::json!({ "name": field.name(), "type": field.data_type().to_string() })
-    });
+    let columns = answer.schema.fields().iter().map(
+        |field| serde_json::json!({ "name": field.name(), "type": field.data_type().to_string() }),
+    );
     about.insert("query".to_owned(), answer.call.to_string().into());
     about.insert("columns".to_owned(), columns.collect());
     about.insert("completeness".to_owned(), completeness);

@@ -6,8 +6,8 @@
 //! 3. The tail catches up with what was durable when the question came. Then one version V of each
 //!    table is pinned, and with it how far each journal partition is stored at V; the rows are the
 //!    files of V and those of the tail from there on. Nothing is missing, nothing is double.
-//! 4. Statement and parameters are planned over these tables, on a runtime of its own, so that a
-//!    greedy question keeps neither the proxy nor `healthz` waiting.
+//! 4. Statement and parameters are planned over these tables, on threads of their own, so that a
+//!    greedy question keeps neither the proxy nor another question waiting.
 //! 5. Batches go out one by one under a deadline and a row limit. When the asker leaves, the plan
 //!    is dropped. `query.ended` says how it went.
 
@@ -22,9 +22,11 @@ use custody_lake::{Lake, LakeError, Snapshot, Table};
 use custody_schemas::id::{Micros, Uint};
 use datafusion::common::DataFusionError;
 use datafusion::prelude::SessionContext;
+use datafusion::sql::parser::Statement;
 use parking_lot::Mutex;
 use tokio::runtime::Runtime;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::access::Asker;
@@ -36,7 +38,7 @@ use crate::describe;
 use crate::error::QueryError;
 use crate::files::scan_files;
 use crate::session::{SessionLimits, Sessions, store_url};
-use crate::statement::Params;
+use crate::statement::{self, Params};
 use crate::table::PinnedTable;
 use crate::tail::{Offsets, Tail, Taken};
 
@@ -69,7 +71,7 @@ pub struct EngineOptions {
     pub tail_bytes: usize,
     /// Questions at a time.
     pub concurrency: usize,
-    /// Threads for all questions.
+    /// Threads of one question.
     pub threads: usize,
     /// The most rows of one answer.
     pub max_rows: u64,
@@ -172,7 +174,6 @@ pub struct Engine {
     sessions: Sessions,
     writer: Writer,
     gate: Arc<Semaphore>,
-    runtime: Option<Runtime>,
     stop: CancellationToken,
 }
 
@@ -183,7 +184,8 @@ pub(crate) struct Pin {
 }
 
 impl Engine {
-    /// Sums up what the lake holds, then follows the journal from there.
+    /// Sums up what the lake holds, then follows the journal from there. Call it within a Tokio
+    /// runtime that lives as long as the engine.
     ///
     /// # Errors
     /// [`OpenError`].
@@ -214,11 +216,6 @@ impl Engine {
         let ledger = Arc::new(Mutex::new(ledger));
         let tail =
             Tail::follow(journal.as_ref(), &starts, Arc::clone(&ledger), options.tail_bytes)?;
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(options.threads.max(1))
-            .thread_name("query")
-            .enable_all()
-            .build()?;
         let gate = Arc::new(Semaphore::new(options.concurrency.max(1)));
         let engine = Arc::new(Self {
             options,
@@ -229,7 +226,6 @@ impl Engine {
             sessions,
             writer,
             gate,
-            runtime: Some(runtime),
             stop: CancellationToken::new(),
         });
         engine.spawn_trimming();
@@ -250,26 +246,40 @@ impl Engine {
         let Ok(Ok(place)) = place else {
             return Err(QueryError::Busy { limit: self.options.concurrency });
         };
-        let runtime = self.runtime.as_ref().ok_or(QueryError::Cancelled)?;
         let asked = audit::ask(&self.writer, asker, &question).await?;
-        let call = asked.call();
-        let (begin, begun) = oneshot::channel();
-        let (rows, answer) = mpsc::channel(2);
-        let work = Work {
-            engine: Arc::clone(self),
-            asked,
-            question,
-            deadline: tokio::time::Instant::now() + self.options.deadline,
-            stop: self.stop.child_token(),
-            begin: Some(begin),
-            rows,
-        };
-        let deadline = work.deadline;
-        let task = runtime.spawn(async move {
-            work.run().await;
-            drop(place);
-        });
-        Answer::begin(call, begun, answer, task, deadline, self.options.deadline).await
+        let deadline = Instant::now() + self.options.deadline;
+        let prepared = timeout_at(deadline, self.prepare(&question)).await;
+        let prepared = prepared.unwrap_or(Err(QueryError::TimedOut(self.options.deadline)));
+        match prepared {
+            Ok((statement, pin)) => {
+                let work = Work { engine: Arc::clone(self), asked, question, deadline, place };
+                Answer::begin(work, statement, pin).await
+            }
+            Err(error) => {
+                asked.end(Some(&error));
+                Err(error)
+            }
+        }
+    }
+
+    async fn prepare(&self, question: &Question) -> Result<(Statement, Pin), QueryError> {
+        let statement = statement::parse(&question.sql)?;
+        Ok((statement, self.pin().await?))
+    }
+
+    /// Threads of their own for one question: whatever it does, the others are not kept waiting.
+    pub(crate) fn threads(&self) -> Result<Runtime, QueryError> {
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(self.options.threads.max(1))
+            .thread_name("query")
+            .enable_all()
+            .build()
+            .map_err(|error| QueryError::Unavailable(format!("no threads: {error}")))
+    }
+
+    /// Cancelled when the engine stops.
+    pub(crate) fn stopping(&self) -> CancellationToken {
+        self.stop.child_token()
     }
 
     /// What an answer given now would say of itself.
@@ -343,8 +353,7 @@ impl Engine {
     fn spawn_trimming(self: &Arc<Self>) {
         let engine = Arc::downgrade(self);
         let stop = self.stop.clone();
-        let Some(runtime) = &self.runtime else { return };
-        runtime.spawn(async move {
+        tokio::spawn(async move {
             let mut before = Offsets::new();
             while stop.run_until_cancelled(tokio::time::sleep(TRIM_EVERY)).await.is_some() {
                 let Some(engine) = engine.upgrade() else { return };
@@ -360,9 +369,6 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         self.stop.cancel();
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
-        }
     }
 }
 

@@ -224,7 +224,8 @@ async fn sql(
     body: Bytes,
 ) -> Result<Response, Refusal> {
     let asker = edge.admit(&headers, &peer, Right::Sql)?;
-    let is_json = header(&headers, &CONTENT_TYPE).is_some_and(|t| t.starts_with("application/json"));
+    let is_json =
+        header(&headers, &CONTENT_TYPE).is_some_and(|t| t.starts_with("application/json"));
     let request = if is_json {
         serde_json::from_slice(&body).map_err(|error| {
             let form = r#"{"sql": "SELECT …", "params": [..] or {..}, "format": ".."}"#;
@@ -232,7 +233,8 @@ async fn sql(
         })?
     } else {
         let sql = String::from_utf8(body.to_vec());
-        let sql = sql.map_err(|_| QueryError::BadRequest("the statement is not UTF-8".to_owned()))?;
+        let sql =
+            sql.map_err(|_| QueryError::BadRequest("the statement is not UTF-8".to_owned()))?;
         SqlRequest { sql, params: None, format: None }
     };
     let name = query.format.or(request.format);

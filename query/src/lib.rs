@@ -14,6 +14,7 @@ mod audit;
 mod bounded;
 mod catalog;
 pub mod completeness;
+mod cooperate;
 mod describe;
 pub mod encode;
 pub mod engine;

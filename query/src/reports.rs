@@ -59,7 +59,9 @@ impl PhiAccess {
     pub fn period(&self, zone: &TimeZone) -> Result<Period, QueryError> {
         let wanted = |name: &str, text: &Option<String>| {
             text.clone().filter(|text| !text.is_empty()).ok_or_else(|| {
-                QueryError::BadRequest(format!("{name} is missing; write a date, {name}=2026-01-31"))
+                QueryError::BadRequest(format!(
+                    "{name} is missing; write a date, {name}=2026-01-31"
+                ))
             })
         };
         let (from, to) = (wanted("from", &self.from)?, wanted("to", &self.to)?);
@@ -74,9 +76,8 @@ impl PhiAccess {
     /// The report as a question.
     #[must_use]
     pub fn question(&self, period: &Period) -> Question {
-        let moment = |name: &str| {
-            format!("arrow_cast(${name}, 'Timestamp(Microsecond, Some(\"UTC\"))')")
-        };
+        let moment =
+            |name: &str| format!("arrow_cast(${name}, 'Timestamp(Microsecond, Some(\"UTC\"))')");
         let mut sql = format!(
             "SELECT {COLUMNS} FROM phi_access WHERE at >= {} AND at < {}",
             moment("from"),
@@ -99,7 +100,8 @@ impl PhiAccess {
     /// The filters that were given.
     #[must_use]
     pub fn given(&self) -> Map<String, Value> {
-        let given = self.filters().into_iter().filter_map(|(n, v, _)| Some((n.to_owned(), json!(v?))));
+        let given =
+            self.filters().into_iter().filter_map(|(n, v, _)| Some((n.to_owned(), json!(v?))));
         given.collect()
     }
 
@@ -161,7 +163,12 @@ mod tests {
 
     #[test]
     fn what_is_no_period_is_an_error() {
-        for (from, to) in [("", "2026-01-01"), ("2026-01-02", "2026-01-01"), ("yesterday", "2026-01-01"), ("2026-02-30", "2026-03-01")] {
+        for (from, to) in [
+            ("", "2026-01-01"),
+            ("2026-01-02", "2026-01-01"),
+            ("yesterday", "2026-01-01"),
+            ("2026-02-30", "2026-03-01"),
+        ] {
             assert!(report(from, to).period(&TimeZone::UTC).is_err(), "{from} {to}");
         }
     }

@@ -23,6 +23,7 @@ use object_store::ObjectStore;
 use crate::at_least_one::AtLeastOne;
 use crate::bounded;
 use crate::catalog::{CATALOG, Names, OneCatalog, SCHEMA, Tables};
+use crate::cooperate::Cooperate;
 
 /// The scheme under which plans name the stores of the lake's tables.
 const SCHEME: &str = "custody-lake";
@@ -113,6 +114,7 @@ fn template(limits: &SessionLimits) -> SessionState {
         .with_default_features()
         .with_file_formats(Vec::new())
         .with_table_factories(HashMap::new())
+        .with_physical_optimizer_rule(Arc::new(Cooperate))
         .build();
     only_reading(state)
 }

@@ -72,7 +72,8 @@ fn scalar(value: &serde_json::Value) -> Result<ScalarValue, QueryError> {
 /// [`QueryError::Statement`] or [`QueryError::ReadOnly`].
 pub(crate) fn parse(sql: &str) -> Result<Statement, QueryError> {
     let wrong = |error: datafusion::common::DataFusionError| QueryError::from(error);
-    let mut parser = DFParserBuilder::new(sql).with_dialect(&GenericDialect {}).build().map_err(wrong)?;
+    let mut parser =
+        DFParserBuilder::new(sql).with_dialect(&GenericDialect {}).build().map_err(wrong)?;
     let mut statements = parser.parse_statements().map_err(wrong)?;
     let first = statements.pop_front();
     match (first, statements.is_empty()) {
@@ -127,10 +128,8 @@ pub(crate) async fn plan(
     if let Some(values) = params.values()? {
         plan = plan.with_param_values(values)?;
     }
-    let only_reading = SQLOptions::new()
-        .with_allow_ddl(false)
-        .with_allow_dml(false)
-        .with_allow_statements(false);
+    let only_reading =
+        SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
     only_reading.verify_plan(&plan).map_err(|_| read_only("a statement that writes"))?;
     Ok(plan)
 }
@@ -148,7 +147,10 @@ mod tests {
             ("DROP TABLE events", "DROP"),
             ("CREATE VIEW v AS SELECT 1", "CREATE"),
             ("CREATE TABLE t AS SELECT 1", "CREATE"),
-            ("CREATE EXTERNAL TABLE t STORED AS CSV LOCATION '/etc/passwd'", "CREATE EXTERNAL TABLE"),
+            (
+                "CREATE EXTERNAL TABLE t STORED AS CSV LOCATION '/etc/passwd'",
+                "CREATE EXTERNAL TABLE",
+            ),
             ("COPY (SELECT 1) TO '/tmp/x.csv'", "COPY"),
             ("COPY events TO '/tmp/x.parquet'", "COPY"),
             ("SET datafusion.execution.batch_size = 1", "SET"),
@@ -186,6 +188,9 @@ mod tests {
     fn two_statements_and_none_are_errors() {
         assert!(matches!(parse("SELECT 1; SELECT 2"), Err(QueryError::Statement(_))));
         assert!(matches!(parse("  -- nothing"), Err(QueryError::Statement(_))));
-        assert!(matches!(parse("SELEC 1"), Err(QueryError::Statement(_) | QueryError::ReadOnly(_))));
+        assert!(matches!(
+            parse("SELEC 1"),
+            Err(QueryError::Statement(_) | QueryError::ReadOnly(_))
+        ));
     }
 }

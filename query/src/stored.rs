@@ -74,7 +74,8 @@ pub(crate) async fn ledger(
         }
     }
     for batch in collect(&session, OPEN).await? {
-        let (calls, phi): (&StringArray, _) = (batch.column(0).as_string(), batch.column(1).as_boolean());
+        let (calls, phi): (&StringArray, _) =
+            (batch.column(0).as_string(), batch.column(1).as_boolean());
         let open = calls.iter().flatten().enumerate();
         ledger.open.extend(open.map(|(row, call)| (call.to_owned(), phi.value(row))));
     }

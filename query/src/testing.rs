@@ -13,7 +13,9 @@ use custody_lake::batch::Rows;
 use custody_lake::files::FileSet;
 use custody_lake::rows::{Arrival, Standing};
 use custody_lake::{Lake, LakeOptions, Outcome as Committed, TxnStep, columns};
-use custody_schemas::event::{Agent, Data, Decision, Draft, Outcome, Principal, Subject, What, Who};
+use custody_schemas::event::{
+    Agent, Data, Decision, Draft, Outcome, Principal, Subject, What, Who,
+};
 use custody_schemas::id::{CallId, Uint};
 use custody_schemas::kind::Kind;
 use custody_schemas::record;
@@ -226,7 +228,10 @@ pub(crate) async fn answer(engine: &Arc<Engine>, sql: &str) -> Result<RecordBatc
     ask(engine, Question::sql(sql, Params::None)).await
 }
 
-pub(crate) async fn ask(engine: &Arc<Engine>, question: Question) -> Result<RecordBatch, QueryError> {
+pub(crate) async fn ask(
+    engine: &Arc<Engine>,
+    question: Question,
+) -> Result<RecordBatch, QueryError> {
     let mut answer = engine.ask(&Asker::anonymous(), question).await?;
     let mut batches = Vec::new();
     while let Some(batch) = answer.next().await {

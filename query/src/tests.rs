@@ -60,7 +60,7 @@ async fn the_same_events_give_the_same_answers_wherever_the_lake_ends() {
         }
         let accesses = lines(&engine, QUESTIONS[2]).await;
         assert_eq!(accesses, expected[2], "with {up_to} of {end} entries in the lake");
-        if up_to % 5 == 0 || up_to == end {
+        if up_to == end / 2 || up_to == end {
             assert_eq!(answers(&engine).await, expected, "with {up_to} of {end} entries");
             let fresh = deployment.engine().await;
             assert_eq!(answers(&fresh).await, expected, "after a restart at {up_to} of {end}");
@@ -80,7 +80,8 @@ async fn every_call_is_one_row_and_no_phi_call_is_without_an_access() {
     history(&deployment).await;
     let (open, _draft) = deployment.open(&call("cy", "slow", &[])).await;
     let engine = deployment.engine().await;
-    let calls = lines(&engine, "SELECT user_subject AS u, status AS s FROM calls ORDER BY at").await;
+    let calls =
+        lines(&engine, "SELECT user_subject AS u, status AS s FROM calls ORDER BY at").await;
     let expected = [
         ("ann", "ok"),
         ("bob", "ok"),
@@ -95,13 +96,16 @@ async fn every_call_is_one_row_and_no_phi_call_is_without_an_access() {
     let sql = "SELECT tool, count(*) AS n, count(subject_id) AS known, count(DISTINCT subject_id) \
         AS patients FROM phi_access GROUP BY tool ORDER BY tool";
     let accesses = lines(&engine, sql).await;
-    let expected = [("notes", 1, 0, 0), ("read", 3, 3, 2), ("search", 400, 400, 400), ("slow", 1, 0, 0)];
+    let expected =
+        [("notes", 1, 0, 0), ("read", 3, 3, 2), ("search", 400, 400, 400), ("slow", 1, 0, 0)];
     let expected: Vec<_> = expected
         .iter()
         .map(|(t, n, k, p)| json!({ "tool": t, "n": n, "known": k, "patients": p }))
         .collect();
     assert_eq!(accesses, expected);
-    let who = lines(&engine, "SELECT DISTINCT user_subject AS u FROM accesses WHERE tool = 'search'").await;
+    let who =
+        lines(&engine, "SELECT DISTINCT user_subject AS u FROM accesses WHERE tool = 'search'")
+            .await;
     assert_eq!(who, [json!({ "u": "ann" })], "listed subjects carry who asked");
     drop(open);
 }
@@ -145,7 +149,8 @@ async fn a_statement_that_writes_or_reads_files_is_refused_and_recorded() {
         assert!(matches!(error.kind(), "denied" | "invalid"), "{sql}: {error:?}");
     }
     assert!(!file.exists());
-    let ended = lines(&engine, "SELECT count(*) AS n FROM queries WHERE status = 'rpc_error'").await;
+    let ended =
+        lines(&engine, "SELECT count(*) AS n FROM queries WHERE status = 'rpc_error'").await;
     assert_eq!(ended, [json!({ "n": 10 })]);
 }
 
@@ -164,8 +169,10 @@ async fn a_question_without_end_is_stopped_by_its_deadline() {
         let error = answer(&engine, sql).await.expect_err(sql);
         assert!(matches!(error, QueryError::TimedOut(_)), "{sql}: {error:?}");
         assert!(since.elapsed() < Duration::from_secs(10), "{sql} took {:?}", since.elapsed());
+        // The work has stopped too, and left the threads to others.
+        let one = answer(&engine, "SELECT 1 AS one").await;
+        assert!(one.is_ok(), "after {sql}: {one:?}");
     }
-    assert_eq!(lines(&engine, "SELECT 1 AS one").await, [json!({ "one": 1 })]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

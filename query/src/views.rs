@@ -36,12 +36,20 @@ pub static VIEWS: LazyLock<Vec<View>> = LazyLock::new(|| {
         ),
         view("agents", "one row per agent, with what it did", AGENTS.to_owned()),
         view("tools", "one row per tool, with how it was used", TOOLS.to_owned()),
-        view("tool_changes", "tool definitions as they were first seen or changed", TOOL_CHANGES.to_owned()),
+        view(
+            "tool_changes",
+            "tool definitions as they were first seen or changed",
+            TOOL_CHANGES.to_owned(),
+        ),
         view("streams", "one row per run of a writer", STREAMS.to_owned()),
         view("quarantine", "what could not be understood, and conflicts", QUARANTINE.to_owned()),
         view("checkpoints", "the signed tree heads", CHECKPOINTS.to_owned()),
         view("queries", "one row per question that was asked, with its statement", queries()),
-        view("call_bodies", "the bodies of calls and whether they are stored", CALL_BODIES.to_owned()),
+        view(
+            "call_bodies",
+            "the bodies of calls and whether they are stored",
+            CALL_BODIES.to_owned(),
+        ),
     ]
 });
 
@@ -91,24 +99,30 @@ fn pairs(opened: &str, refused: &str, ended: &str) -> String {
     for column in words(BOTH) {
         add(&mut sql, format_args!(", coalesce(e.{column}, o.{column}) AS {column}"));
     }
-    add(&mut sql, format_args!(
-        ", o.stream, o.seq, e.stream AS ended_stream, e.seq AS ended_seq \
+    add(
+        &mut sql,
+        format_args!(
+            ", o.stream, o.seq, e.stream AS ended_stream, e.seq AS ended_seq \
          FROM (SELECT * FROM events WHERE entry = 'event' AND kind IN ('{opened}', '{refused}')) o \
          LEFT JOIN (SELECT * FROM events WHERE entry = 'event' AND kind = '{ended}') e \
          ON o.call = e.call \
          UNION ALL SELECT e.call, e.at, e.at AS ended_at, coalesce(e.status, 'unknown') AS status, \
          coalesce(e.phi, false) AS phi"
-    ));
+        ),
+    );
     for column in words(OPENING).chain(words(ENDING)).chain(words(BOTH)) {
         add(&mut sql, format_args!(", e.{column}"));
     }
-    add(&mut sql, format_args!(
-        ", CAST(NULL AS VARCHAR) AS stream, CAST(NULL AS BIGINT) AS seq, \
+    add(
+        &mut sql,
+        format_args!(
+            ", CAST(NULL AS VARCHAR) AS stream, CAST(NULL AS BIGINT) AS seq, \
          e.stream AS ended_stream, e.seq AS ended_seq \
          FROM (SELECT * FROM events WHERE entry = 'event' AND kind = '{ended}') e \
          LEFT ANTI JOIN (SELECT * FROM events WHERE entry = 'event' AND kind = '{opened}') o \
          ON e.call = o.call"
-    ));
+        ),
+    );
     sql
 }
 

@@ -118,7 +118,12 @@ fn nested(one: &ArrayRef) -> Result<String, ArrowError> {
     writer.finish()?;
     let line = String::from_utf8_lossy(&writer.into_inner()).into_owned();
     // {"v":…}\n
-    Ok(line.trim_end().strip_prefix("{\"v\":").and_then(|l| l.strip_suffix('}')).unwrap_or_default().to_owned())
+    Ok(line
+        .trim_end()
+        .strip_prefix("{\"v\":")
+        .and_then(|l| l.strip_suffix('}'))
+        .unwrap_or_default()
+        .to_owned())
 }
 
 #[cfg(test)]
@@ -138,7 +143,8 @@ mod tests {
         let batch = RecordBatch::try_from_iter([
             (
                 "text",
-                Arc::new(StringArray::from(vec![Some("=1+1"), None, Some("a \"b\", c")])) as ArrayRef,
+                Arc::new(StringArray::from(vec![Some("=1+1"), None, Some("a \"b\", c")]))
+                    as ArrayRef,
             ),
             ("n", Arc::new(Int64Array::from(vec![Some(-1), Some(2), None]))),
             ("list", Arc::new(lists.finish())),
@@ -146,8 +152,7 @@ mod tests {
         .unwrap();
         let mut csv = header(&batch.schema());
         csv.extend(rows(&batch).unwrap());
-        let expected =
-            "text,n,list\r\n'=1+1,-1,a; b\r\n,2,\r\n\"a \"\"b\"\", c\",,'=x\r\n";
+        let expected = "text,n,list\r\n'=1+1,-1,a; b\r\n,2,\r\n\"a \"\"b\"\", c\",,'=x\r\n";
         assert_eq!(String::from_utf8(csv).unwrap(), expected);
     }
 }

@@ -191,7 +191,8 @@ async fn the_report_shows_first_what_has_no_patient_and_says_its_period() {
     assert_eq!(reply.status, StatusCode::OK, "{}", reply.text());
     let answer = reply.json();
     let shown: Vec<_> = answer["rows"].as_array().unwrap().iter().collect();
-    let facts = |row: &Value| (row["user"].clone(), row["patient_id"].clone(), row["outcome"].clone());
+    let facts =
+        |row: &Value| (row["user"].clone(), row["patient_id"].clone(), row["outcome"].clone());
     assert_eq!(facts(shown[0]), (json!("bob"), Value::Null, json!("tool_error")));
     assert_eq!(facts(shown[1]), (json!("ann"), json!("p1"), json!("ok")));
     assert_eq!(answer["period"]["from_utc"], "2020-01-01T00:00:00Z");
