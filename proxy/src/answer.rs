@@ -4,6 +4,7 @@
 //! handed to [`crate::stream`]. What is no answer that MCP allows becomes an error that says so,
 //! and what arrived is on the record all the same.
 
+use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -97,22 +98,24 @@ async fn whole(
     }
 }
 
-/// Ends a call with an error of our own.
-async fn fail(
+/// Ends a call with an error of our own. Boxed, for it is rare and large.
+fn fail(
     asked: &Asked,
     call: Call,
     failure: Failure,
     status: Status,
     http_status: Option<u16>,
     response: Option<Bytes>,
-) -> Response<Payload> {
+) -> Pin<Box<dyn Future<Output = Response<Payload>> + Send + '_>> {
     let id = call.id();
     let ending =
         Ending { http_status, response, ..Ending::without_answer(status, Some(failure.code())) };
-    match call.end(ending).await {
-        Ok(()) => asked.failure(failure, Some(id)),
-        Err(_) => asked.failure(Failure::AuditOutcomeUnrecorded, Some(id)),
-    }
+    Box::pin(async move {
+        match call.end(ending).await {
+            Ok(()) => asked.failure(failure, Some(id)),
+            Err(_) => asked.failure(Failure::AuditOutcomeUnrecorded, Some(id)),
+        }
+    })
 }
 
 /// Why the head of an answer alone rules it out.
@@ -232,7 +235,11 @@ pub(crate) async fn discard(mut body: Incoming, mut left: usize, limit: Duration
     }
 }
 
-/// Reads a body of at most `limit` bytes. Copies nothing when it comes in one piece.
+/// Up to how many bytes a body is copied, so that it does not keep the connection's much larger
+/// read buffer from being used again.
+const COPY_BYTES: usize = 4096;
+
+/// Reads a body of at most `limit` bytes. Copies nothing of a longer one that comes in one piece.
 pub(crate) async fn read_whole(body: &mut Incoming, limit: usize) -> Result<Bytes, Unread> {
     let announced = body.size_hint().lower();
     if announced > limit as u64 {
@@ -248,6 +255,9 @@ pub(crate) async fn read_whole(body: &mut Incoming, limit: usize) -> Result<Byte
         }
         match &mut joined {
             Some(joined) => joined.extend_from_slice(&data),
+            None if first.is_empty() && data.len() <= COPY_BYTES => {
+                first = Bytes::copy_from_slice(&data);
+            }
             None if first.is_empty() => first = data,
             None => {
                 let expected = usize::try_from(announced).unwrap_or(0);

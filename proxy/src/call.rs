@@ -5,6 +5,7 @@
 //! `call.denied` before the client hears of it, and nothing of it reaches the server.
 
 use std::borrow::Cow;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -115,47 +116,40 @@ pub(crate) fn error(
 }
 
 /// Answers a POST.
-pub(crate) async fn post(visit: Visit, body: Incoming) -> Response<Payload> {
+pub(crate) async fn post(visit: Visit, mut body: Incoming) -> Response<Payload> {
     let Ok(caller) = visit.proxy.authority.check(&visit.headers) else {
-        return visit.refuse(&Arc::default(), Failure::Unauthenticated.into(), None).await;
+        return visit.refuse(visit.stranger(Failure::Unauthenticated)).await;
     };
-    let bytes = match visit.read_body(body).await {
+    let bytes = match visit.read_body(&mut body).await {
         Ok(bytes) => bytes,
-        Err(stop) => return visit.refuse(&caller.who, stop, None).await,
-    };
-    let envelope = match Envelope::read(&bytes, visit.look()) {
-        Ok(envelope) => envelope,
-        Err(wrong) => {
-            let stop = not_a_message(wrong);
-            let nothing = Envelope::default();
-            return visit.refuse(&caller.who, stop, Some((&nothing, bytes.clone()))).await;
-        }
-    };
-    let (exchange, spoken) = match visit.admit(&caller, &envelope) {
-        Ok(admitted) => admitted,
         Err(stop) => {
-            return visit.refuse(&caller.who, stop, Some((&envelope, bytes.clone()))).await;
+            if stop.failure == Failure::TooLarge {
+                // Clients that write all before they read would not see the answer otherwise.
+                Box::pin(discard(body, 4 * visit.proxy.max_message_bytes, DISCARD)).await;
+            }
+            return visit.refuse(visit.denial(&caller, stop, &Envelope::default(), None)).await;
         }
     };
-    if envelope.shape() == Shape::Request {
-        exchange.call(&envelope, spoken, &bytes).await
-    } else {
-        let facts = exchange.facts(&envelope, &spoken, &bytes);
-        exchange.pass(Method::POST, None, facts, bytes.clone()).await
+    match visit.judge(&caller, &bytes) {
+        Judged::Refused(denial) => visit.refuse(denial).await,
+        Judged::Call(exchange, asked, facts) => exchange.call(asked, facts, bytes).await,
+        Judged::Other(exchange, facts) => {
+            Box::pin(exchange.pass(Method::POST, None, facts, bytes)).await
+        }
     }
 }
 
 /// Answers a GET (the server's own stream) or a DELETE (the end of a session).
 pub(crate) async fn bare(visit: Visit, method: Method, name: &'static str) -> Response<Payload> {
     let Ok(caller) = visit.proxy.authority.check(&visit.headers) else {
-        return visit.refuse(&Arc::default(), Failure::Unauthenticated.into(), None).await;
+        return visit.refuse(visit.stranger(Failure::Unauthenticated)).await;
     };
     let nothing = Envelope::default();
     let admitted = visit.served.as_ref().ok_or(Stop::from(Failure::UnknownServer));
     let admitted = admitted.and_then(|served| visit.enter(&caller, served, &nothing));
     let exchange = match admitted {
         Ok(exchange) => exchange,
-        Err(stop) => return visit.refuse(&caller.who, stop, None).await,
+        Err(stop) => return visit.refuse(visit.denial(&caller, stop, &nothing, None)).await,
     };
     let protocol = visit.headers.get(era::PROTOCOL_HEADER).and_then(|value| value.to_str().ok());
     let spoken = Spoken { era: Era::Legacy, protocol: protocol.unwrap_or_default().to_owned() };
@@ -165,9 +159,27 @@ pub(crate) async fn bare(visit: Visit, method: Method, name: &'static str) -> Re
     if let Some(session) = ended
         && response.status().is_success()
     {
-        exchange.visit.proxy.sessions.end(session);
+        visit.proxy.sessions.end(session);
     }
     response
+}
+
+/// What becomes of a message.
+enum Judged<'v> {
+    /// It goes no further.
+    Refused(Denial),
+    /// It is a request.
+    Call(Exchange<'v>, Asked, Facts),
+    /// It is a notification, or an answer to a server's request.
+    Other(Exchange<'v>, Facts),
+}
+
+/// A refusal, ready to be recorded and given.
+pub(crate) struct Denial {
+    stop: Stop,
+    facts: Facts,
+    id: Option<String>,
+    request: Option<Bytes>,
 }
 
 fn not_a_message(wrong: EnvelopeError) -> Stop {
@@ -194,25 +206,48 @@ impl Visit {
         Some(session::hash(&self.server, id.as_bytes()))
     }
 
-    async fn read_body(&self, body: Incoming) -> Result<Bytes, Stop> {
+    async fn read_body(&self, body: &mut Incoming) -> Result<Bytes, Stop> {
         let declared = crate::upstream::media_type(&self.headers);
         if !declared.eq_ignore_ascii_case("application/json")
             || self.headers.contains_key(header::CONTENT_ENCODING)
         {
             return Err(Failure::UnsupportedMediaType.into());
         }
-        let limit = self.proxy.max_message_bytes;
-        let mut body = body;
-        let read = within(self.proxy.limits.body, read_whole(&mut body, limit)).await;
-        if read == Err(Unread::TooLong) {
-            // Clients that write all before they read would not see the answer otherwise.
-            discard(body, 4 * limit, DISCARD).await;
-        }
+        let reading = read_whole(body, self.proxy.max_message_bytes);
+        let read = within(self.proxy.limits.body, reading).await;
         read.map_err(|unread| match unread {
             Unread::TooLong => Failure::TooLarge.into(),
             Unread::TimedOut => Failure::BodyTimeout.into(),
             Unread::Broken => Stop::because(Failure::Invalid, "the body broke off"),
         })
+    }
+
+    /// Reads a message and decides what becomes of it.
+    fn judge(&self, caller: &Caller, bytes: &Bytes) -> Judged<'_> {
+        let envelope = match Envelope::read(bytes, self.look()) {
+            Ok(envelope) => envelope,
+            Err(wrong) => {
+                let stop = not_a_message(wrong);
+                let nothing = Envelope::default();
+                return Judged::Refused(self.denial(caller, stop, &nothing, Some(bytes)));
+            }
+        };
+        let (exchange, spoken) = match self.admit(caller, &envelope) {
+            Ok(admitted) => admitted,
+            Err(stop) => {
+                return Judged::Refused(self.denial(caller, stop, &envelope, Some(bytes)));
+            }
+        };
+        let facts = exchange.facts(&envelope, &spoken, bytes);
+        if envelope.shape() != Shape::Request {
+            return Judged::Other(exchange, facts);
+        }
+        let asked = Asked {
+            id: envelope.id.unwrap_or("null").to_owned(),
+            era: spoken.era,
+            tool: envelope.name.as_deref().map(str::to_owned),
+        };
+        Judged::Call(exchange, asked, facts)
     }
 
     /// Everything that a message must be before policy is asked.
@@ -271,35 +306,60 @@ impl Visit {
         Ok(Exchange { visit: self, served, caller: caller.clone(), claimed: claimed.or(known) })
     }
 
-    /// Records a refusal and gives it to the client.
-    pub(crate) async fn refuse(
+    /// The refusal of somebody who is not known, of whose request only the head was read.
+    pub(crate) fn stranger(&self, failure: Failure) -> Denial {
+        let nothing = Envelope::default();
+        self.deny(&Arc::default(), failure.into(), &nothing, None)
+    }
+
+    /// The refusal of a caller's request.
+    fn denial(
+        &self,
+        caller: &Caller,
+        stop: Stop,
+        envelope: &Envelope<'_>,
+        request: Option<&Bytes>,
+    ) -> Denial {
+        self.deny(&caller.who, stop, envelope, request)
+    }
+
+    fn deny(
         &self,
         who: &Arc<Who>,
         stop: Stop,
-        message: Option<(&Envelope<'_>, Bytes)>,
-    ) -> Response<Payload> {
-        let nothing = Envelope::default();
-        let (envelope, bytes) = match &message {
-            Some((envelope, bytes)) => (*envelope, Some(bytes.clone())),
-            None => (&nothing, None),
-        };
+        envelope: &Envelope<'_>,
+        request: Option<&Bytes>,
+    ) -> Denial {
         let protocol = era::check(&self.headers, envelope).map(|spoken| spoken.protocol).ok();
+        let found = match (&self.served, request) {
+            (Some(served), Some(bytes)) => inspect::sent(&served.server.rules, envelope, bytes),
+            _ => Found::none(),
+        };
         let facts = Facts {
             who: self.seen.who(who, &self.headers, None),
             what: Arc::new(self.what(envelope, protocol)),
             prev: None,
             leaving_cancels: false,
             phi: false,
-            found: match (&self.served, &bytes) {
-                (Some(served), Some(bytes)) => inspect::sent(&served.server.rules, envelope, bytes),
-                _ => Found::none(),
-            },
+            found,
         };
-        let id = envelope.id.filter(|_| envelope.method.is_some());
-        match self.proxy.recorder.deny(stop.failure, &facts, bytes).await {
-            Ok(call) => error(stop.failure, id, Some(call), stop.note.as_deref()),
-            Err(_) => error(Failure::AuditUnavailable, id, None, None),
-        }
+        let id = envelope.id.filter(|_| envelope.method.is_some()).map(str::to_owned);
+        Denial { stop, facts, id, request: request.cloned() }
+    }
+
+    /// Records a refusal and gives it to the client. Boxed, for it is rare and large.
+    pub(crate) fn refuse(
+        &self,
+        denial: Denial,
+    ) -> Pin<Box<dyn Future<Output = Response<Payload>> + Send + '_>> {
+        Box::pin(async move {
+            let Denial { stop, facts, id, request } = denial;
+            let id = id.as_deref();
+            match self.proxy.recorder.deny(stop.failure, &facts, request).await {
+                Ok(call) => error(stop.failure, id, Some(call), stop.note.as_deref()),
+                Err(_) => error(Failure::AuditUnavailable, id, None, None),
+            }
+        })
     }
 
     /// What is called, in the words of a record.
@@ -375,26 +435,14 @@ impl Exchange<'_> {
     }
 
     /// A request: recorded, forwarded, answered.
-    async fn call(
-        &self,
-        envelope: &Envelope<'_>,
-        spoken: Spoken,
-        bytes: &Bytes,
-    ) -> Response<Payload> {
-        let asked = Asked {
-            id: envelope.id.unwrap_or("null").to_owned(),
-            era: spoken.era,
-            tool: envelope.name.as_deref().map(str::to_owned),
-        };
-        let facts = self.facts(envelope, &spoken, bytes);
+    async fn call(&self, asked: Asked, facts: Facts, bytes: Bytes) -> Response<Payload> {
         let recorder = &self.visit.proxy.recorder;
         let permit = recorder.policy().decide(&self.caller);
         let id = new_call();
         let Ok((call, cleared)) = recorder.open(permit, id, facts, bytes.clone()).await else {
             return asked.failure(Failure::AuditUnavailable, Some(id));
         };
-        let sent = self.send(cleared, Method::POST, bytes.clone()).await;
-        match sent {
+        match self.send(cleared, Method::POST, bytes).await {
             Ok(answer) => answer::deliver(self, &asked, call, answer).await,
             Err(why) => answer::no_answer(&asked, call, why).await,
         }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use custody_journal::{OutBody, Part, Slot, Writer};
-use custody_schemas::event::{Data, Decision, Draft, Outcome, PrevCall, What, Who};
+use custody_schemas::event::{Data, Decision, Draft, Outcome, PrevCall, Subject, What, Who};
 use custody_schemas::id::{CallId, Uint};
 use custody_schemas::kind::Kind;
 use custody_schemas::split_subjects;
@@ -151,7 +151,7 @@ impl Recorder {
         let mut draft = facts.draft(Kind::CallRequested, Some(call), Some(&decision));
         draft.data = facts.data_with_first_subjects();
         let opening = slot.open(draft, vec![OutBody { part: Part::Request, bytes: request }]);
-        let mut call = Call {
+        let mut call = Box::new(Open {
             slot: Some(slot),
             id: call,
             facts,
@@ -159,13 +159,13 @@ impl Recorder {
             started: Instant::now(),
             sent: false,
             recorder: Arc::clone(self),
-        };
+        });
         self.metrics.opened();
         // From here on, whatever happens to this future, dropping `call` ends it.
         match timeout(self.wait, opening).await {
             Ok(Ok(_)) => {
                 call.sent = true;
-                return Ok((call, Cleared(())));
+                return Ok((Call(call), Cleared(())));
             }
             Ok(Err(error)) => {
                 tracing::warn!(%error, call = %call.id, "a call could not be recorded; it is refused");
@@ -261,7 +261,11 @@ impl Facts {
 }
 
 /// A call whose opening has been handed over and whose ending has not.
-pub(crate) struct Call {
+///
+/// Boxed, because it moves through every future on the way to the answer.
+pub(crate) struct Call(Box<Open>);
+
+struct Open {
     slot: Option<Slot>,
     id: CallId,
     facts: Facts,
@@ -274,24 +278,36 @@ pub(crate) struct Call {
 impl Call {
     /// Its id.
     pub(crate) fn id(&self) -> CallId {
-        self.id
+        self.0.id
     }
 
     /// Who called what.
     pub(crate) fn facts(&self) -> &Facts {
-        &self.facts
+        &self.0.facts
     }
 
     /// Adds what was found in a message of the call.
     pub(crate) fn absorb(&mut self, found: Found) {
-        self.facts.found.absorb(found);
+        self.0.facts.found.absorb(found);
     }
 
     /// Records how the call ended; `Ok` means that it is durable.
-    pub(crate) async fn end(mut self, mut ending: Ending) -> Result<(), Unrecorded> {
+    pub(crate) async fn end(self, ending: Ending) -> Result<(), Unrecorded> {
+        let mut open = self.0;
+        open.end(ending).await
+    }
+}
+
+impl Open {
+    async fn end(&mut self, mut ending: Ending) -> Result<(), Unrecorded> {
         let (first, parts) = split_subjects(self.facts.found.clone().into_subjects());
         let deadline = tokio::time::Instant::now() + self.recorder.wait;
-        let listed = timeout_at(deadline, self.list(parts)).await.unwrap_or(Err(Unrecorded));
+        let listed = if parts.is_empty() {
+            Ok(())
+        } else {
+            let listing = Box::pin(self.list(parts));
+            timeout_at(deadline, listing).await.unwrap_or(Err(Unrecorded))
+        };
         if listed.is_err() {
             ending.status = Status::AuditFailed;
         }
@@ -318,10 +334,7 @@ impl Call {
     }
 
     /// Records the people that an ending has no room for.
-    async fn list(
-        &self,
-        parts: Vec<Vec<custody_schemas::event::Subject>>,
-    ) -> Result<(), Unrecorded> {
+    async fn list(&self, parts: Vec<Vec<Subject>>) -> Result<(), Unrecorded> {
         let count = parts.len() as u64;
         for (part, subjects) in (1u64..).zip(parts) {
             let mut draft = self.facts.draft(Kind::SubjectsListed, Some(self.id), None);
@@ -348,7 +361,7 @@ impl Call {
     }
 }
 
-impl Drop for Call {
+impl Drop for Open {
     fn drop(&mut self) {
         let Some(slot) = self.slot.take() else { return };
         let status = if !self.sent {

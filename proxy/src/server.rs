@@ -75,7 +75,7 @@ async fn connection(
     let seen = Arc::new(Seen::new(peer));
     let service = service_fn(|request| {
         let (proxy, seen) = (Arc::clone(&proxy), Arc::clone(&seen));
-        async move { Ok::<_, Infallible>(handle(proxy, seen, request).await) }
+        handle(proxy, seen, request)
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -124,10 +124,10 @@ async fn handle(
     proxy: Arc<Proxy>,
     seen: Arc<Seen>,
     request: Request<Incoming>,
-) -> Response<Payload> {
+) -> Result<Response<Payload>, Infallible> {
     let (head, body) = request.into_parts();
     let admitted = proxy.gate.admits(&head.uri, &head.headers);
-    match place(head.uri.path()) {
+    Ok(match place(head.uri.path()) {
         Place::Server(name) => {
             let visit = Visit {
                 served: proxy.servers.get(name).map(Arc::clone),
@@ -137,12 +137,12 @@ async fn handle(
                 headers: head.headers,
             };
             if !admitted {
-                return visit.refuse(&Arc::default(), Failure::ForeignOrigin.into(), None).await;
+                return Ok(visit.refuse(visit.stranger(Failure::ForeignOrigin)).await);
             }
             match head.method {
                 Method::POST => call::post(visit, body).await,
-                Method::GET => call::bare(visit, Method::GET, "GET").await,
-                Method::DELETE => call::bare(visit, Method::DELETE, "DELETE").await,
+                Method::GET => Box::pin(call::bare(visit, Method::GET, "GET")).await,
+                Method::DELETE => Box::pin(call::bare(visit, Method::DELETE, "DELETE")).await,
                 _ => error(Failure::MethodNotAllowed, None, None, None),
             }
         }
@@ -152,7 +152,7 @@ async fn handle(
         Place::Readyz => text(StatusCode::SERVICE_UNAVAILABLE, "calls cannot be recorded\n"),
         Place::Metrics => text(StatusCode::OK, proxy.metrics.text()),
         Place::Nowhere => error(Failure::NotFound, None, None, None),
-    }
+    })
 }
 
 fn text(status: StatusCode, text: impl Into<Bytes>) -> Response<Payload> {

@@ -8,11 +8,12 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::sync::LazyLock;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use custody_schemas::words::Direction;
-use memchr::memmem;
+use memchr::memmem::{self, Finder};
 
 use super::subjects::Found;
 use crate::scan::{ScanError, Scanner, Text, Token};
@@ -28,17 +29,38 @@ const MAX_MENTIONS: usize = 100_000;
 /// The system of a patient's logical id.
 const PATIENT: &str = "fhir:Patient";
 
+/// Words without which a message need not be read.
+struct Clues {
+    resource: Finder<'static>,
+    patient: Finder<'static>,
+    query: Finder<'static>,
+    blob: Finder<'static>,
+    mime: Finder<'static>,
+    image: Finder<'static>,
+    audio: Finder<'static>,
+}
+
+static CLUES: LazyLock<Clues> = LazyLock::new(|| Clues {
+    resource: Finder::new("resourceType"),
+    patient: Finder::new("Patient"),
+    query: Finder::new("patient="),
+    blob: Finder::new("\"blob\""),
+    mime: Finder::new("\"mimeType\""),
+    image: Finder::new("\"image\""),
+    audio: Finder::new("\"audio\""),
+});
+
 /// Looks for patients in a message.
 pub(super) fn look(bytes: &[u8], found: &mut Found) {
     let sent = *found.direction() == Direction::Sent;
-    let clue = |needle: &[u8]| memmem::find(bytes, needle).is_some();
-    let worth_it = clue(b"resourceType")
-        || clue(b"\"blob\"")
-        || clue(b"Patient/")
-        || clue(b"Patient\\/")
-        || (sent && (clue(b"Patient") || clue(b"patient=")));
-    let opaque = clue(b"\"image\"") || clue(b"\"audio\"");
-    if opaque && clue(b"\"mimeType\"") {
+    let clues = &*CLUES;
+    let worth_it = clues.resource.find(bytes).is_some()
+        || clues.patient.find(bytes).is_some()
+        || clues.blob.find(bytes).is_some()
+        || (sent && clues.query.find(bytes).is_some());
+    if clues.mime.find(bytes).is_some()
+        && (clues.image.find(bytes).is_some() || clues.audio.find(bytes).is_some())
+    {
         found.note_opaque();
     }
     if !worth_it {
