@@ -17,13 +17,15 @@ pub(crate) struct Queue<T> {
 #[derive(Debug)]
 struct State<T> {
     items: Vec<T>,
+    /// How many items the taker waits for.
+    wanted: usize,
     closed: bool,
 }
 
 impl<T> Queue<T> {
     /// An empty queue.
     pub(crate) fn new() -> Self {
-        let state = State { items: Vec::new(), closed: false };
+        let state = State { items: Vec::new(), wanted: 1, closed: false };
         Self { state: Mutex::new(state), filled: Condvar::new() }
     }
 
@@ -35,8 +37,7 @@ impl<T> Queue<T> {
             return Some(item);
         }
         state.items.push(item);
-        // only the first one finds the taker asleep
-        let wake = state.items.len() == 1;
+        let wake = state.items.len() == state.wanted;
         drop(state);
         if wake {
             self.filled.notify_one();
@@ -58,6 +59,18 @@ impl<T> Queue<T> {
         more
     }
 
+    /// Waits until `wanted` items are there, or until `until`.
+    pub(crate) fn gather(&self, wanted: usize, until: Instant) {
+        let mut state = self.state.lock();
+        state.wanted = wanted;
+        while state.items.len() < wanted && !state.closed {
+            if self.filled.wait_until(&mut state, until).timed_out() {
+                break;
+            }
+        }
+        state.wanted = 1;
+    }
+
     /// Refuses what comes from now on; what is in it can still be taken.
     pub(crate) fn close(&self) {
         self.state.lock().closed = true;
@@ -67,6 +80,8 @@ impl<T> Queue<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::thread;
     use std::time::Duration;
 
     use super::*;
@@ -82,5 +97,19 @@ mod tests {
         assert!(queue.take(&mut taken, soon));
         assert_eq!(taken, [1]);
         assert!(!queue.take(&mut taken, soon));
+    }
+
+    #[test]
+    fn gathering_ends_when_enough_is_there_or_the_time_is_over() {
+        let queue = Arc::new(Queue::new());
+        let pushing = Arc::clone(&queue);
+        let started = Instant::now();
+        let thread = thread::spawn(move || (0..3).all(|item| pushing.push(item).is_none()));
+        queue.gather(3, started + Duration::from_secs(60));
+        assert!(started.elapsed() < Duration::from_secs(50) && thread.join().unwrap());
+        queue.gather(9, Instant::now() + Duration::from_millis(1));
+        let mut taken = Vec::new();
+        assert!(queue.take(&mut taken, Instant::now()));
+        assert_eq!(taken, [0, 1, 2]);
     }
 }
