@@ -59,6 +59,11 @@ impl<T> Queue<T> {
         more
     }
 
+    /// How many items are there.
+    pub(crate) fn len(&self) -> usize {
+        self.state.lock().items.len()
+    }
+
     /// Waits until `wanted` items are there, or until `until`.
     pub(crate) fn gather(&self, wanted: usize, until: Instant) {
         let mut state = self.state.lock();

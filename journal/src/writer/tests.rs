@@ -40,6 +40,15 @@ fn open(dir: &Path) -> (Writer, Recovery) {
     Writer::open(options(dir), signer()).unwrap()
 }
 
+/// A writer whose appends can be made to fail, and that appends nothing of its own accord.
+async fn failing(dir: &Path) -> (Writer, Recovery, WriterOptions) {
+    let options = WriterOptions { checkpoint_after: Duration::from_secs(3600), ..options(dir) };
+    let (writer, recovery) = Writer::open(options.clone(), signer()).unwrap();
+    // the first checkpoint is due at once
+    writer.subscribe().wait_for(|_| writer.status().commits > 0).await.unwrap();
+    (writer, recovery, options)
+}
+
 fn call() -> CallId {
     CallId::from_uuid(uuid::Uuid::now_v7())
 }
@@ -363,9 +372,7 @@ async fn a_call_that_is_open_across_segments_is_still_ended_by_the_next_run() {
 #[tokio::test]
 async fn a_failed_sync_ends_the_run_and_live_calls_go_on_in_the_next() {
     let dir = tempfile::tempdir().unwrap();
-    let options = options(dir.path());
-    let fail = options.fail.clone();
-    let (writer, first) = Writer::open(options, signer()).unwrap();
+    let (writer, first, WriterOptions { fail, .. }) = failing(dir.path()).await;
     let (alive, cut) = (call(), call());
     let mut living = writer.slot(0).unwrap();
     living.open(opening(alive), Vec::new()).await.unwrap();
@@ -473,9 +480,7 @@ async fn a_removed_spool_is_seen_at_once_and_what_it_held_is_reported_as_lost() 
 #[tokio::test]
 async fn an_ending_whose_large_body_cannot_be_stored_leaves_the_call_ended_as_unknown() {
     let dir = tempfile::tempdir().unwrap();
-    let options = options(dir.path());
-    let fail = options.fail_bulk.clone();
-    let (writer, _) = Writer::open(options, signer()).unwrap();
+    let (writer, _, WriterOptions { fail_bulk: fail, .. }) = failing(dir.path()).await;
     let call = call();
     let mut slot = writer.slot(1 << 20).unwrap();
     slot.open(opening(call), Vec::new()).await.unwrap();
@@ -523,9 +528,7 @@ async fn an_opening_too_long_to_be_repeated_is_still_ended_as_unknown() {
 #[tokio::test]
 async fn a_call_whose_opening_was_not_stored_gets_no_ending_either() {
     let dir = tempfile::tempdir().unwrap();
-    let options = options(dir.path());
-    let fail = options.fail.clone();
-    let (writer, _) = Writer::open(options, signer()).unwrap();
+    let (writer, _, WriterOptions { fail, .. }) = failing(dir.path()).await;
     let call = call();
     let mut slot = writer.slot(0).unwrap();
     fail.store(true, Ordering::SeqCst);
