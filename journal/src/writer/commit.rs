@@ -13,26 +13,20 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use custody_schemas::event::Draft;
-use custody_schemas::id::{CallId, Micros, StreamId};
+use custody_schemas::id::{CallId, StreamId};
 use custody_schemas::kind::Kind;
-use custody_schemas::record::Record;
 use custody_schemas::seal::key::Signer;
 use tokio::sync::oneshot;
 
-use super::recovery::{Found, Signed, unknown_ending};
+use super::fill::{Pending, USUAL_RECORD, end_as_unknown};
+use super::recovery::{Found, Signed};
 use super::run::{Run, opened};
-use super::slot::{Hold, Job, Message, Purpose, answer};
+use super::slot::{Message, Purpose, answer};
 use super::{AppendError, Appended, OpenError, Previous, Recovery, Shared, WriterOptions, state};
 use crate::file::format::FrameKind;
 use crate::file::lane::{Batch, Lane};
 use crate::file::now;
 
-/// After so many bytes a batch takes no further event.
-const BATCH_BYTES: usize = 8 << 20;
-/// After so many events, likewise.
-const BATCH_EVENTS: usize = 8192;
-/// What a record is expected to take up; a larger batch begins a segment of its own accord.
-const USUAL_RECORD: usize = 2048;
 /// The committer waits at most this part of the last sync's time for more events, and at most
 /// this long.
 const GATHER_SHARE: u32 = 4;
@@ -40,46 +34,36 @@ const GATHER_MOST: Duration = Duration::from_micros(200);
 /// The pauses between attempts to begin a run.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(2));
 
-type Reply = oneshot::Sender<Result<Appended, AppendError>>;
-
-/// An event that is in the batch.
-struct Pending {
-    reply: Reply,
-    purpose: Purpose,
-    seq: u64,
-    at: Micros,
-    place: u64,
-    hold: Hold,
-}
+pub(super) type Reply = oneshot::Sender<Result<Appended, AppendError>>;
 
 /// The thread's state.
 pub(crate) struct Committer {
-    options: WriterOptions,
-    signer: Signer,
-    signed: Signed,
-    lane: Lane,
-    batch: Batch,
-    queue: VecDeque<Message>,
-    run: Option<Run>,
+    pub(super) options: WriterOptions,
+    pub(super) signer: Signer,
+    pub(super) signed: Signed,
+    pub(super) lane: Lane,
+    pub(super) batch: Batch,
+    pub(super) queue: VecDeque<Message>,
+    pub(super) run: Option<Run>,
     /// What the next run says of this one.
-    previous: Option<Previous>,
+    pub(super) previous: Option<Previous>,
     /// Openings of the calls that are open.
-    open: HashMap<CallId, Vec<u8>>,
+    pub(super) open: HashMap<CallId, Vec<u8>>,
     /// Openings of calls that the next run must end as unknown.
-    orphans: Vec<Vec<u8>>,
-    pending: Vec<Pending>,
+    pub(super) orphans: Vec<Vec<u8>>,
+    pub(super) pending: Vec<Pending>,
     /// Calls whose ending is in the batch, with their openings.
-    ending: Vec<(CallId, Vec<u8>)>,
+    pub(super) ending: Vec<(CallId, Vec<u8>)>,
     /// Whether a checkpoint is in the batch.
-    signs: bool,
+    pub(super) signs: bool,
     /// The segment in which the run's state has been noted.
-    noted_in: u64,
+    pub(super) noted_in: u64,
     /// The segment being written, and how many leaves were durable when it began.
-    floor: (u64, u64),
-    retry: (Instant, Duration),
-    problem: Arc<io::Error>,
+    pub(super) floor: (u64, u64),
+    pub(super) retry: (Instant, Duration),
+    pub(super) problem: Arc<io::Error>,
     /// How many events may come for the next batch, and how long the last one took to store.
-    last: (usize, Duration),
+    pub(super) last: (usize, Duration),
 }
 
 impl Committer {
@@ -183,140 +167,6 @@ impl Committer {
         }
     }
 
-    // ---- filling a batch -------------------------------------------------------------------
-
-    /// Fills the batch with what waits and what is due.
-    fn fill(&mut self) -> io::Result<()> {
-        let (count, bytes) = self.portion();
-        let at = now();
-        self.start_batch(bytes)?;
-        for _ in 0..count {
-            match self.queue.pop_front() {
-                Some(Message::Append(job)) => self.place(*job, at),
-                Some(Message::Abandon(call, _hold)) => self.abandon(call, at),
-                Some(close @ Message::Close(_)) => {
-                    self.queue.push_front(close);
-                    break;
-                }
-                None => break,
-            }
-        }
-        self.tick(at);
-        Ok(())
-    }
-
-    /// How many messages the next batch takes, and about how many bytes that is.
-    fn portion(&self) -> (usize, usize) {
-        let mut bytes = 0;
-        let mut count = 0;
-        for message in &self.queue {
-            if bytes >= BATCH_BYTES || count >= BATCH_EVENTS {
-                break;
-            }
-            count += 1;
-            bytes += USUAL_RECORD;
-            if let Message::Append(job) = message {
-                bytes += job.chunks.iter().map(|chunk| chunk.value.len() + 128).sum::<usize>();
-            }
-        }
-        (count, bytes)
-    }
-
-    /// Empties the batch; in a new segment it begins with a note of the state.
-    fn start_batch(&mut self, bytes: usize) -> io::Result<()> {
-        self.batch.clear();
-        self.lane.make_way(bytes)?;
-        if self.noted_in == self.lane.begun() {
-            return Ok(());
-        }
-        if let Some(run) = &self.run {
-            let note = state::encode(Some(&run.stream), run.durable_tree(), &self.open);
-            self.batch.push(FrameKind::State, &[], &note);
-        }
-        Ok(())
-    }
-
-    fn place(&mut self, job: Job, now: u64) {
-        let misplaced = match job.purpose {
-            Purpose::Ending(call) if !self.open.contains_key(&call) => Some(AppendError::NotOpen),
-            Purpose::Opening(call) if self.open.contains_key(&call) => {
-                Some(AppendError::Invalid("the call is open already"))
-            }
-            Purpose::Plain | Purpose::Opening(_) | Purpose::Ending(_) => None,
-        };
-        if let Some(error) = misplaced {
-            return job.fail(error);
-        }
-        let Job { purpose, draft, chunks, reply, hold } = job;
-        let record = match self.seal(draft, now) {
-            Ok(record) => record,
-            Err(error) => {
-                answer(reply, Err(error));
-                if let Purpose::Ending(call) = purpose {
-                    self.abandon(call, now);
-                }
-                return;
-            }
-        };
-        for chunk in &chunks {
-            self.batch.push(FrameKind::Chunk, &chunk.header, &chunk.value);
-        }
-        let place = self.batch.push(FrameKind::Event, &[], &record.bytes).unwrap_or(0);
-        let (seq, at) = (record.event.seq.get(), record.event.at);
-        match purpose {
-            Purpose::Plain => {}
-            Purpose::Opening(call) => {
-                self.open.insert(call, record.bytes);
-            }
-            Purpose::Ending(call) => self.ending.extend(self.open.remove_entry(&call)),
-        }
-        self.pending.push(Pending { reply, purpose, seq, at, place, hold });
-    }
-
-    /// Ends a call whose slot is gone.
-    fn abandon(&mut self, call: CallId, now: u64) {
-        let Some((call, opening)) = self.open.remove_entry(&call) else { return };
-        if let Some(run) = &mut self.run {
-            self.batch.extend_events(end_as_unknown(run, &opening, now));
-            self.ending.push((call, opening));
-        }
-    }
-
-    fn seal(&mut self, draft: Draft, now: u64) -> Result<Record, AppendError> {
-        if self.run.as_ref().is_some_and(Run::is_full) {
-            self.sign();
-        }
-        let Some(run) = &mut self.run else { return Err(AppendError::Closed) };
-        run.seal(draft, now).map_err(|error| AppendError::Seal(Arc::new(error)))
-    }
-
-    /// Adds what time asks for: a sign of life, a checkpoint.
-    fn tick(&mut self, now: u64) {
-        let Some(run) = &self.run else { return };
-        if run.owes_alive(self.options.alive_after) {
-            match self.seal(Draft::new(Kind::StreamAlive), now) {
-                Ok(record) => self.batch.extend_events(Some(record)),
-                Err(error) => tracing::error!(%error, "no sign of life"),
-            }
-        }
-        if self.run.as_ref().is_some_and(|run| run.owes_checkpoint(self.options.checkpoint_after)) {
-            self.sign();
-        }
-    }
-
-    fn sign(&mut self) {
-        let Some(run) = &mut self.run else { return };
-        match run.checkpoint(&self.options.origin, &self.signer) {
-            Ok(message) => {
-                self.batch.push(FrameKind::Checkpoint, &[], &message);
-                self.signs = true;
-            }
-            Err(error) => tracing::error!(%error, "a checkpoint cannot be signed"),
-        }
-    }
-
-    // ---- making it durable -----------------------------------------------------------------
-
     /// Writes and syncs the batch, then wakes those who wait.
     fn commit(&mut self, shared: &Shared) -> io::Result<()> {
         let Some(run) = &mut self.run else { return Ok(()) };
@@ -398,8 +248,6 @@ impl Committer {
             }
         }
     }
-
-    // ---- runs ------------------------------------------------------------------------------
 
     /// Begins a run: `stream.opened` and the endings of orphaned calls in one batch.
     fn begin(&mut self) -> Result<StreamId, AppendError> {
@@ -502,25 +350,4 @@ impl Committer {
         }
         answer(reply, closed);
     }
-}
-
-impl Batch {
-    fn extend_events(&mut self, records: impl IntoIterator<Item = Record>) {
-        for record in records {
-            self.push(FrameKind::Event, &[], &record.bytes);
-        }
-    }
-}
-
-/// The ending `unknown` of the call with this opening.
-fn end_as_unknown(run: &mut Run, opening: &[u8], now: u64) -> Option<Record> {
-    let mut problem = None;
-    for draft in unknown_ending(opening).into_iter().flatten() {
-        match run.seal(draft, now) {
-            Ok(record) => return Some(record),
-            Err(error) => problem = Some(error),
-        }
-    }
-    tracing::error!(?problem, "a call cannot be ended as unknown: its opening cannot be used");
-    None
 }

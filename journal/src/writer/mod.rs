@@ -10,6 +10,9 @@
 mod bulk;
 mod commit;
 mod error;
+mod facts;
+mod fill;
+mod options;
 mod pack;
 mod queue;
 mod recovery;
@@ -20,15 +23,12 @@ mod state;
 mod tests;
 mod tree;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
 
-use bytes::Bytes;
 use custody_schemas::event::Draft;
-use custody_schemas::id::{Hash, Micros, StreamId};
+use custody_schemas::id::StreamId;
 use custody_schemas::kind::Kind;
 use custody_schemas::seal::key::Signer;
 use parking_lot::Mutex;
@@ -39,6 +39,8 @@ use crate::file::spool::{Lock, Spool, SpoolOptions};
 use crate::file::{FileJournal, Shelves};
 
 pub use error::{AppendError, OpenError};
+pub use facts::{Appended, Ends, OutBody, Part, Previous, Recovery, Status};
+pub use options::WriterOptions;
 pub use slot::{Appending, Slot};
 
 use queue::Queue;
@@ -46,167 +48,6 @@ use slot::{Hold, Job, Message, Purpose};
 
 /// Bodies of one event that together are no longer than this are stored beside the record.
 pub const SMALL_BODIES: u64 = 64 * 1024;
-
-/// How a writer works. `..WriterOptions::new(dir, name)` fills in what is usual.
-#[derive(Clone, Debug)]
-pub struct WriterOptions {
-    /// The journal's folder, `{data}/journal`; the spool is the folder `name` in it.
-    pub dir: PathBuf,
-    /// The writer's name, see [`custody_schemas::id::is_writer_name`].
-    pub name: String,
-    /// The deployment's name: the first part of the origin of the stream's checkpoints.
-    pub origin: String,
-    /// Length of a segment, 64 MiB by default and at least 1 MiB.
-    pub segment_bytes: u64,
-    /// The most bytes that the spool may hold, 16 GiB by default.
-    pub spool_max_bytes: u64,
-    /// The most calls that may be open, and the most other appends that may wait; 4096 by default.
-    pub queue: usize,
-    /// The most bytes of large bodies that may wait for the disk, beyond those of endings.
-    pub bulk_in_flight_bytes: u64,
-    /// Whether an append waits for the disk. `false` loses what power loss takes: for benchmarks.
-    pub sync: bool,
-    /// Whether everything is thrown away unhashed and answered at once, against every promise of
-    /// this module: the base line of benchmarks, which no configuration can ask for.
-    #[doc(hidden)]
-    pub discard: bool,
-    /// When a run ends and the next begins, 24 h by default.
-    pub roll_after: Duration,
-    /// After how long a silence the stream says that it lives, 10 s by default.
-    pub alive_after: Duration,
-    /// The least time between two signed checkpoints, 1 s by default.
-    pub checkpoint_after: Duration,
-    /// The software's version, for `stream.opened`.
-    pub build: String,
-    /// Hash of the configuration in force, for `stream.opened`.
-    pub config_hash: Option<Hash>,
-    /// Version of the policy set in force, for `stream.opened`.
-    pub policy_version: Option<String>,
-    /// Lets tests make the next append fail.
-    #[cfg(test)]
-    pub(crate) fail: Arc<std::sync::atomic::AtomicBool>,
-    /// The same for large bodies.
-    #[cfg(test)]
-    pub(crate) fail_bulk: Arc<std::sync::atomic::AtomicBool>,
-}
-
-impl WriterOptions {
-    /// The usual options for the writer `name` under the folder `dir`.
-    #[must_use]
-    pub fn new(dir: impl Into<PathBuf>, name: &str) -> Self {
-        Self {
-            dir: dir.into(),
-            name: name.to_owned(),
-            origin: "custody.local".to_owned(),
-            segment_bytes: 64 << 20,
-            spool_max_bytes: 16 << 30,
-            queue: 4096,
-            bulk_in_flight_bytes: 256 << 20,
-            sync: true,
-            discard: false,
-            roll_after: Duration::from_secs(24 * 3600),
-            alive_after: Duration::from_secs(10),
-            checkpoint_after: Duration::from_secs(1),
-            build: env!("CARGO_PKG_VERSION").to_owned(),
-            config_hash: None,
-            policy_version: None,
-            #[cfg(test)]
-            fail: Arc::default(),
-            #[cfg(test)]
-            fail_bulk: Arc::default(),
-        }
-    }
-}
-
-/// Where an event ended up.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Appended {
-    /// The stream that holds it.
-    pub stream: StreamId,
-    /// Its leaf index.
-    pub seq: u64,
-    /// When it was recorded.
-    pub at: Micros,
-    /// Its offset in the partition of events.
-    pub offset: u64,
-}
-
-/// Which of a record's bodies it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
-    /// The bytes of the request, or of a relayed message.
-    Request,
-    /// The bytes of the response.
-    Response,
-    /// What the proxy changed.
-    Edits,
-}
-
-/// A body that is handed over with a draft; the writer commits to it and fills in the draft's
-/// reference.
-#[derive(Clone, Debug)]
-pub struct OutBody {
-    /// Which reference of the draft it becomes.
-    pub part: Part,
-    /// Exactly the bytes that passed.
-    pub bytes: Bytes,
-}
-
-/// The offsets after the last durable entry of each lane.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Ends {
-    /// Of records, checkpoints and small bodies.
-    pub main: u64,
-    /// Of large bodies.
-    pub bulk: u64,
-}
-
-/// What a run knows of the one before it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Previous {
-    /// Its stream.
-    pub stream: StreamId,
-    /// How many leaves of it are there.
-    pub size: u64,
-    /// The root over them.
-    pub root: Hash,
-    /// Whether it was closed in order.
-    pub clean: bool,
-    /// How many leaves below its last signed size are missing.
-    pub lost: u64,
-}
-
-/// What was found when a writer was opened.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Recovery {
-    /// The stream that this run writes.
-    pub stream: StreamId,
-    /// The run before, if there was one.
-    pub previous: Option<Previous>,
-    /// How many calls had no ending; this run has ended them as `unknown`.
-    pub orphans: u64,
-}
-
-/// How a writer is doing.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Status {
-    /// The present stream.
-    pub stream: StreamId,
-    /// Why nothing can be recorded at the moment.
-    pub problem: Option<String>,
-    /// Calls that hold a slot.
-    pub slots: usize,
-    /// Bytes in the spool.
-    pub spool_used_bytes: u64,
-    /// Bytes that the spool may hold.
-    pub spool_max_bytes: u64,
-    /// Events appended since start.
-    pub events: u64,
-    /// Batches written since start: events divided by this is what one sync carries.
-    pub commits: u64,
-    /// Runs that ended because the disk failed.
-    pub poisoned: u64,
-}
 
 /// What the handle, the slots and the committing threads share.
 #[derive(Debug)]
