@@ -121,7 +121,7 @@ pub struct Report {
 pub async fn sql(question: Sql) -> anyhow::Result<ExitCode> {
     let body = json!({"sql": question.statement, "params": question.params}).to_string();
     let answer = question.asking.send(Method::POST, "/v1/sql", body).await?;
-    question.asking.print(&answer)?;
+    question.asking.print(&answer, &[])?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -137,7 +137,7 @@ pub async fn report(question: Report) -> anyhow::Result<ExitCode> {
         ("tool", question.tool.as_ref()),
     ];
     let answer = question.asking.send(Method::GET, &report_path(&filters), String::new()).await?;
-    question.asking.print(&answer)?;
+    question.asking.print(&answer, &CHIEF_COLUMNS)?;
     let incomplete = completeness(&answer).is_some_and(|c| c["complete"] == json!(false));
     let strict = question.strict && incomplete;
     Ok(if strict { ExitCode::from(EXIT_INCOMPLETE) } else { ExitCode::SUCCESS })
@@ -149,7 +149,7 @@ pub async fn report_text(url: &str, from: &str, to: &str) -> anyhow::Result<Stri
     let asking = Asking { url: url.to_owned(), token: None, format: Format::Table, output: None };
     let days = [("from", Some(&from.to_owned())), ("to", Some(&to.to_owned()))];
     let answer = asking.send(Method::GET, &report_path(&days), String::new()).await?;
-    table(&answer)
+    table(&answer, &CHIEF_COLUMNS)
 }
 
 fn report_path(filters: &[(&str, Option<&String>)]) -> String {
@@ -191,9 +191,9 @@ impl Asking {
         bail!("{message}{hint}")
     }
 
-    fn print(&self, answer: &Answer) -> anyhow::Result<()> {
+    fn print(&self, answer: &Answer, chief: &[&str]) -> anyhow::Result<()> {
         let bytes = match self.format {
-            Format::Table => table(answer)?.into_bytes(),
+            Format::Table => table(answer, chief)?.into_bytes(),
             Format::Csv | Format::Json | Format::Ndjson | Format::Arrow | Format::Parquet => {
                 answer.body.to_vec()
             }
@@ -221,23 +221,49 @@ fn completeness_line(answer: &Answer) -> Option<String> {
     completeness(answer)?["line"].as_str().map(str::to_owned)
 }
 
+/// What the PHI-access report shows on a terminal; other formats have every column.
+const CHIEF_COLUMNS: [&str; 10] = [
+    "time",
+    "user",
+    "agent",
+    "purpose",
+    "server",
+    "tool",
+    "patient_id",
+    "direction",
+    "categories",
+    "outcome",
+];
+
 /// The rows in columns, how many there are, and the completeness line.
-fn table(answer: &Answer) -> anyhow::Result<String> {
-    use comfy_table::{Cell, ContentArrangement, Table, presets};
+fn table(answer: &Answer, chief: &[&str]) -> anyhow::Result<String> {
+    use comfy_table::{ContentArrangement, Table, presets};
     let mut reader = csv::Reader::from_reader(answer.body.as_ref());
+    let names = reader.headers().context("the answer is no CSV")?.clone();
+    let chosen: Vec<usize> =
+        (0..names.len()).filter(|i| chief.is_empty() || chief.contains(&&names[*i])).collect();
     let mut table = Table::new();
-    table.load_preset(presets::UTF8_HORIZONTAL_ONLY);
+    table.load_preset(presets::UTF8_FULL_CONDENSED);
     table.set_content_arrangement(ContentArrangement::Disabled);
-    table.set_header(reader.headers().context("the answer is no CSV")?);
+    table.set_header(chosen.iter().map(|i| &names[*i]));
     let mut rows = 0_usize;
     for record in reader.records() {
         let record = record.context("the answer is no CSV")?;
-        table.add_row(record.iter().map(|cell| Cell::new(short(cell))));
+        table.add_row(chosen.iter().map(|i| shown(&names[*i], &record[*i])));
         rows += 1;
     }
     let plural = if rows == 1 { "row" } else { "rows" };
     let line = completeness_line(answer).map(|line| format!("\n{line}")).unwrap_or_default();
     Ok(format!("{table}\n{rows} {plural}{line}\n"))
+}
+
+/// A cell as people read it.
+fn shown(column: &str, cell: &str) -> String {
+    match (column, cell) {
+        ("patient_id", "") => "(not recognised)".to_owned(),
+        ("time", time) => time.get(..19).map_or_else(|| short(time), |time| format!("{time}Z")),
+        (_, cell) => short(cell),
+    }
 }
 
 /// At most [`CELL`] characters, none of which moves the cursor.
