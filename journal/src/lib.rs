@@ -125,7 +125,8 @@ pub struct NewEntry {
 /// One reader of one partition, with a position of its own. Its calls block: give it a thread.
 pub trait Read: Send {
     /// The next entries, at most `max_entries` and, beyond the first, at most `max_bytes` of them.
-    /// Waits up to `wait` for the first; nothing new is an empty list.
+    /// Waits up to `wait` until there is something new. An empty list says that nothing came, or
+    /// nothing for this reader: then [`position`](Self::position) has moved past it.
     ///
     /// # Errors
     /// [`ReadError`]; the position stays where it was.

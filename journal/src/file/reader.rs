@@ -147,6 +147,7 @@ impl Read for Reader {
         let mut limits = Limits { entries: max_entries, bytes: max_bytes };
         let mut entries = Vec::new();
         let until = Instant::now().checked_add(wait);
+        let begun_at = self.position;
         loop {
             while limits.entries > 0 {
                 match self.read_batch(&mut limits, &mut entries) {
@@ -158,7 +159,7 @@ impl Read for Reader {
                 }
             }
             let left = until.map_or(wait, |until| until.saturating_duration_since(Instant::now()));
-            if !entries.is_empty() || max_entries == 0 || left.is_zero() {
+            if self.position > begun_at || max_entries == 0 || left.is_zero() {
                 return Ok(entries);
             }
             self.shelf.wait_beyond(self.position, left);
