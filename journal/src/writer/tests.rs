@@ -562,3 +562,54 @@ async fn what_was_released_while_there_was_room_goes_when_there_is_none() {
     }
     assert!(writer.status().spool_used_bytes <= 12 << 20);
 }
+
+#[tokio::test]
+async fn whatever_prefix_of_the_spool_survives_the_next_run_goes_on_from_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (writer, _) = open(dir.path());
+    let mut held = Vec::new();
+    for i in 0..30 {
+        let call = call();
+        let mut slot = writer.slot(100).unwrap();
+        slot.open(opening(call), vec![body(Part::Request, 40)]).await.unwrap();
+        if i % 3 == 0 {
+            held.push(slot);
+        } else {
+            slot.end(ending(call, Status::Ok), Vec::new()).await.unwrap();
+        }
+    }
+    let dead = tempfile::tempdir().unwrap();
+    copy(dir.path(), dead.path());
+    let segment = Path::new("edge-1/main").join(crate::file::segment::file_name(0));
+    let whole = fs::read(dead.path().join(&segment)).unwrap();
+    let filled = whole.iter().rposition(|byte| *byte != 0).unwrap();
+    let before = records(&whole_journal(dead.path()));
+    for cut in (4096..filled + 2).step_by(filled / 60) {
+        let torn = tempfile::tempdir().unwrap();
+        copy(dead.path(), torn.path());
+        let mut bytes = whole.clone();
+        bytes[cut..].fill(0);
+        fs::write(torn.path().join(&segment), bytes).unwrap();
+        let (writer, recovery) = open(torn.path());
+        drop(writer);
+        let journal = whole_journal(torn.path());
+        let after = records(&journal);
+        let kept = before.iter().zip(&after).take_while(|(a, b)| a == b).count();
+        assert_eq!(kept as u64, recovery.previous.as_ref().map_or(0, |p| p.size), "cut at {cut}");
+        let events = events(&journal);
+        let open = of_kind(&events[..kept], Kind::CallRequested).len()
+            - of_kind(&events[..kept], Kind::CallEnded).len();
+        assert_eq!(recovery.orphans, open as u64, "cut at {cut}");
+        assert_eq!(of_kind(&events[kept..], Kind::CallEnded).len(), open, "cut at {cut}");
+    }
+}
+
+fn whole_journal(dir: &Path) -> crate::FileJournal {
+    crate::FileJournal::open(dir).unwrap()
+}
+
+fn records(journal: &dyn Journal) -> Vec<Bytes> {
+    let entries = entries(journal, Topic::Events, "edge-1");
+    let events = entries.into_iter().filter(|entry| entry.kind == EntryKind::Event);
+    events.map(|entry| entry.value).collect()
+}
