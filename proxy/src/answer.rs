@@ -27,7 +27,7 @@ use crate::upstream::{NoAnswer, headers_down, media_type};
 pub(crate) async fn deliver(
     exchange: &Exchange<'_>,
     asked: &Asked,
-    call: Call,
+    mut call: Call,
     answer: Response<Incoming>,
 ) -> Response<Payload> {
     let (head, mut body) = answer.into_parts();
@@ -35,10 +35,11 @@ pub(crate) async fn deliver(
         let http = Some(head.status.as_u16());
         return fail(asked, call, failure, Status::HttpError, http, None).await;
     }
-    if exchange.bind_session(&head.headers).is_err() {
+    let Ok(session) = exchange.bind_session(&head.headers) else {
         let failure = Failure::UpstreamInvalid;
         return fail(asked, call, failure, Status::HttpError, None, None).await;
-    }
+    };
+    call.note_head(session, media_type(&head.headers));
     if head.status.is_success() && media_type(&head.headers) == "text/event-stream" {
         let body = stream::of_call(exchange, asked, call, body);
         return respond(head.status, headers_down(&head.headers), body);

@@ -47,6 +47,8 @@ pub(crate) struct Visit {
     pub(crate) server: String,
     /// That server, if there is one.
     pub(crate) served: Option<Arc<Served>>,
+    /// The hash of the session that the client names.
+    session: Option<Hash>,
 }
 
 /// A request that may go to its server, once it is recorded.
@@ -154,7 +156,7 @@ pub(crate) async fn bare(visit: Visit, method: Method, name: &'static str) -> Re
     let protocol = visit.headers.get(era::PROTOCOL_HEADER).and_then(|value| value.to_str().ok());
     let spoken = Spoken { era: Era::Legacy, protocol: protocol.unwrap_or_default().to_owned() };
     let facts = Facts { phi: false, ..exchange.facts(&nothing, &spoken, b"") };
-    let ended = (method == Method::DELETE).then(|| visit.session()).flatten();
+    let ended = (method == Method::DELETE).then_some(visit.session).flatten();
     let response = exchange.pass(method, Some(name), facts, Bytes::new()).await;
     if let Some(session) = ended
         && response.status().is_success()
@@ -193,17 +195,25 @@ fn not_a_message(wrong: EnvelopeError) -> Stop {
 }
 
 impl Visit {
+    /// A request for the server called `server`.
+    pub(crate) fn new(
+        proxy: Arc<Proxy>,
+        seen: Arc<Seen>,
+        headers: HeaderMap,
+        server: &str,
+    ) -> Self {
+        let session = headers.get(SESSION_HEADER);
+        let session = session.map(|id| session::hash(server, id.as_bytes()));
+        let served = proxy.servers.get(server).map(Arc::clone);
+        Self { proxy, seen, headers, server: server.to_owned(), served, session }
+    }
+
     /// Twins matter everywhere in what goes to a server with protected data.
     fn look(&self) -> Look {
         match &self.served {
             Some(served) if !served.server.phi => Look::Policy,
             _ => Look::Everywhere,
         }
-    }
-
-    fn session(&self) -> Option<Hash> {
-        let id = self.headers.get(SESSION_HEADER)?;
-        Some(session::hash(&self.server, id.as_bytes()))
     }
 
     async fn read_body(&self, body: &mut Incoming) -> Result<Bytes, Stop> {
@@ -292,7 +302,7 @@ impl Visit {
         if self.headers.get_all(SESSION_HEADER).iter().nth(1).is_some() {
             return Err(Stop::because(Failure::HeaderMismatch, "Mcp-Session-Id stands twice"));
         }
-        let known = match self.session() {
+        let known = match self.session {
             None => None,
             Some(id) => match self.proxy.sessions.get(id, caller.principal) {
                 Ok(session) => session.claimed.clone(),
@@ -379,7 +389,7 @@ impl Visit {
             resource: owned(&envelope.uri),
             rpc_id: envelope.id.map(str::to_owned),
             server: Some(self.server.clone()),
-            session: self.session(),
+            session: self.session,
             tool: name("tools/call"),
             tool_definition: None,
             trace: owned(&envelope.trace).or_else(|| header.map(str::to_owned)),
@@ -499,12 +509,12 @@ impl Exchange<'_> {
         self.served.upstream.send(cleared, method, &self.visit.headers, bytes).await
     }
 
-    /// Binds the session that an answer gives out to the caller.
-    pub(crate) fn bind_session(&self, headers: &HeaderMap) -> Result<(), Foreign> {
-        let Some(id) = headers.get(SESSION_HEADER) else { return Ok(()) };
+    /// Binds the session that an answer gives out to the caller, and returns its hash.
+    pub(crate) fn bind_session(&self, headers: &HeaderMap) -> Result<Option<Hash>, Foreign> {
+        let Some(id) = headers.get(SESSION_HEADER) else { return Ok(None) };
         let session = Session { principal: self.caller.principal, claimed: self.claimed.clone() };
         let hash = session::hash(&self.visit.server, id.as_bytes());
-        self.visit.proxy.sessions.bind(hash, session)
+        self.visit.proxy.sessions.bind(hash, session).map(|()| Some(hash))
     }
 }
 

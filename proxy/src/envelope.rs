@@ -334,8 +334,11 @@ impl<'a> Reader<'a> {
     }
 
     fn note_look_alike(&mut self, level: Level, key: &str) {
-        let alike = |known: &&str| *known != key && folds_to(key, known);
-        if self.found.twin.is_none() && level.keys().iter().any(alike) {
+        let keys = level.keys();
+        if keys.contains(&key) || !keys.iter().any(|known| folds_to(key, known)) {
+            return;
+        }
+        if self.found.twin.is_none() {
             self.found.twin = Some(Cow::Owned(key.to_owned()));
         }
     }
@@ -362,14 +365,15 @@ pub(crate) fn twin<'k, 'a>(keys: &'k mut [Cow<'a, str>]) -> Option<&'k Cow<'a, s
 
 /// Whether `key` equals the ASCII word `known` under Unicode simple case folding.
 fn folds_to(key: &str, known: &str) -> bool {
+    if key.is_ascii() {
+        return key.eq_ignore_ascii_case(known);
+    }
     let fold = |c: char| match c {
         '\u{212a}' => 'k',
         '\u{17f}' => 's',
         c => c.to_ascii_lowercase(),
     };
-    key.len() >= known.len()
-        && key.len() <= 3 * known.len()
-        && key.chars().map(fold).eq(known.chars().map(fold))
+    key.chars().map(fold).eq(known.chars().map(fold))
 }
 
 #[cfg(test)]

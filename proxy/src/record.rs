@@ -7,12 +7,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use custody_journal::{OutBody, Part, Slot, Writer};
 use custody_schemas::event::{Data, Decision, Draft, Outcome, PrevCall, Subject, What, Who};
-use custody_schemas::id::{CallId, Uint};
+use custody_schemas::id::{CallId, Hash, Uint};
 use custody_schemas::kind::Kind;
 use custody_schemas::split_subjects;
 use custody_schemas::words::Status;
@@ -158,6 +158,7 @@ impl Recorder {
             decision,
             started: Instant::now(),
             sent: false,
+            media: None,
             recorder: Arc::clone(self),
         });
         self.metrics.opened();
@@ -228,9 +229,12 @@ impl Recorder {
     }
 }
 
-/// A new call's id.
+/// A new call's id. Its random bits come from this thread's generator: no system call.
 pub(crate) fn new_call() -> CallId {
-    CallId::from_uuid(uuid::Uuid::now_v7())
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let millis = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+    let random: [u8; 10] = rand::random();
+    CallId::from_uuid(uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid())
 }
 
 fn body(part: Part, bytes: Option<Bytes>) -> Vec<OutBody> {
@@ -272,6 +276,8 @@ struct Open {
     decision: Arc<Decision>,
     started: Instant,
     sent: bool,
+    /// The answer's media type, if it is worth a note.
+    media: Option<String>,
     recorder: Arc<Recorder>,
 }
 
@@ -284,6 +290,18 @@ impl Call {
     /// Who called what.
     pub(crate) fn facts(&self) -> &Facts {
         &self.0.facts
+    }
+
+    /// Notes the session that the answer gives out, and the answer's media type unless it is the
+    /// usual one.
+    pub(crate) fn note_head(&mut self, session: Option<Hash>, media: &str) {
+        let open = &mut *self.0;
+        if session.is_some() && open.facts.what.session.is_none() {
+            Arc::make_mut(&mut open.facts.what).session = session;
+        }
+        if media != "application/json" {
+            open.media = Some(media.to_owned());
+        }
     }
 
     /// Adds what was found in a message of the call.
@@ -357,7 +375,10 @@ impl Open {
             status: ending.status.clone(),
         });
         draft.data = inspect::data(self.facts.phi, &self.facts.found);
-        draft
+        match &self.media {
+            Some(media) => draft.with("content_type", media.as_str()),
+            None => draft,
+        }
     }
 }
 

@@ -129,13 +129,7 @@ async fn handle(
     let admitted = proxy.gate.admits(&head.uri, &head.headers);
     Ok(match place(head.uri.path()) {
         Place::Server(name) => {
-            let visit = Visit {
-                served: proxy.servers.get(name).map(Arc::clone),
-                server: name.to_owned(),
-                proxy,
-                seen,
-                headers: head.headers,
-            };
+            let visit = Visit::new(proxy, seen, head.headers, name);
             if !admitted {
                 return Ok(visit.refuse(visit.stranger(Failure::ForeignOrigin)).await);
             }

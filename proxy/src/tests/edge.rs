@@ -138,6 +138,9 @@ async fn a_session_belongs_to_whoever_opened_it() {
     assert_eq!((opened.status, &opened.headers["mcp-session-id"]), (200, &"s-1".parse().unwrap()));
     assert_eq!(bench.send(Method::POST, path, &[ann, session], CALL).await.status, 200);
     let events = bench.events();
+    let session_of = |event: &Event| event.what.as_ref().unwrap().session;
+    assert!(session_of(&events[0]).is_none() && session_of(&events[1]).is_some());
+    assert_eq!(session_of(&events[1]), session_of(&events[2]), "the call can be joined to it");
     let who = events.last().unwrap().who.as_ref().unwrap();
     assert_eq!(who.client_claimed.as_ref().unwrap().name, "cli");
     let recorded = format!("{events:?}");

@@ -142,6 +142,7 @@ async fn every_message_of_a_server_arrives_byte_for_byte_in_an_event_stream() {
     assert_eq!(reply.body, body);
     let events = bench.after_endings(1).await;
     assert_eq!(status(&events), "ok");
+    assert_eq!(ending(&events).detail["content_type"], "text/event-stream".into());
     assert_eq!(bench.body(ending(&events).bodies.response.as_ref()), ANSWER);
     let relayed = of_kind(&events, &Kind::MessageRelayed);
     assert_eq!(relayed.len(), requests.len());
