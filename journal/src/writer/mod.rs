@@ -243,11 +243,28 @@ impl Threads {
         let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
             thread::Builder::new().name(name.to_owned()).spawn(body).map_err(OpenError::Thread)
         };
-        let (for_main, for_bulk) = (Arc::clone(shared), Arc::clone(shared));
-        threads.main = Some(spawn("journal-main", Box::new(move || committer.run(&for_main)))?);
-        let carrier = bulk::Carrier::new(bulk);
-        threads.bulk = Some(spawn("journal-bulk", Box::new(move || carrier.run(&for_bulk)))?);
+        let for_main = Ending(Arc::clone(shared), |shared| shared.main.end());
+        let main = move || committer.run(&for_main.0);
+        threads.main = Some(spawn("journal-main", Box::new(main))?);
+        let for_bulk = Ending(Arc::clone(shared), |shared| shared.bulk.end());
+        let bulk = move || bulk::Carrier::new(bulk).run(&for_bulk.0);
+        threads.bulk = Some(spawn("journal-bulk", Box::new(bulk))?);
         Ok(threads)
+    }
+}
+
+/// Ends a thread's queue with the thread, however that ends: nobody waits for an answer that
+/// cannot come.
+struct Ending(Arc<Shared>, fn(&Shared));
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let mut present = self.0.present.lock();
+            present.closing = true;
+            present.problem = Some("a committing thread broke off".to_owned());
+        }
+        (self.1)(&self.0);
     }
 }
 

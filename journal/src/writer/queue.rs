@@ -76,6 +76,13 @@ impl<T> Queue<T> {
         state.wanted = 1;
     }
 
+    /// Refuses what comes from now on and lets go of what is in it.
+    pub(crate) fn end(&self) {
+        self.close();
+        let left = std::mem::take(&mut self.state.lock().items);
+        drop(left); // outside of the lock: items may do something when they go
+    }
+
     /// Refuses what comes from now on; what is in it can still be taken.
     pub(crate) fn close(&self) {
         self.state.lock().closed = true;
@@ -85,7 +92,7 @@ impl<T> Queue<T> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::sync::{Arc, mpsc};
     use std::thread;
     use std::time::Duration;
 
@@ -102,6 +109,15 @@ mod tests {
         assert!(queue.take(&mut taken, soon));
         assert_eq!(taken, [1]);
         assert!(!queue.take(&mut taken, soon));
+    }
+
+    #[test]
+    fn an_ended_queue_lets_go_of_what_is_in_it() {
+        let queue = Queue::new();
+        let (send, receive) = mpsc::channel::<()>();
+        assert!(queue.push(send).is_none());
+        queue.end();
+        assert_eq!(receive.recv(), Err(mpsc::RecvError));
     }
 
     #[test]
