@@ -1,16 +1,16 @@
 //! Between agents and MCP servers: every call is recorded before it takes effect.
 //!
 //! # Life of a call
-//! 1. [`server`] accepts the connection and reads the head; [`gate`] holds `Host` and `Origin`
+//! 1. `server` accepts the connection and reads the head; `gate` holds `Host` and `Origin`
 //!    against the names that the proxy is reached by; the path names one server.
-//! 2. [`call`] is the straight line from here on. [`identity`] checks the credential, the body is
-//!    read up to its limit, [`envelope`] reads id, method and names from its bytes (with [`scan`],
-//!    the one JSON reader that decides anything), [`era`] holds headers against body, [`session`]
+//! 2. `call` is the straight line from here on. [`identity`] checks the credential, the body is
+//!    read up to its limit, `envelope` reads id, method and names from its bytes (with `scan`,
+//!    the one JSON reader that decides anything), `era` holds headers against body, `session`
 //!    makes sure that a session is the caller's own.
-//! 3. [`inspect`] looks whose data is sent; [`policy`] makes a permit; [`record`] turns the permit
+//! 3. [`inspect`] looks whose data is sent; `policy` makes a permit; `record` turns the permit
 //!    into the right to send, once the opening of the call is durable.
-//! 4. [`upstream`] spends that right: the same bytes, only the headers that MCP needs.
-//! 5. [`answer`] (or [`stream`], which frames events with [`sse`]) reads what comes back, and lets
+//! 4. `upstream` spends that right: the same bytes, only the headers that MCP needs.
+//! 5. `answer` (or `stream`, which frames events with `sse`) reads what comes back, and lets
 //!    the client have the same bytes once the ending is durable.
 //! 6. Whatever goes wrong is one of [`errors`]. Whoever leaves, the call is ended by its `Drop`.
 //!

@@ -1,11 +1,11 @@
 //! What data passed: labels, and whose data it was.
 //!
 //! Inspection reads the bytes that pass and changes nothing. It promises to do work in proportion
-//! to a message's length and no more ([`fhir::MAX_WORK_BYTES`]), to say when it has not seen all
-//! of it, and to count everybody it recognises. What it recognises are FHIR resources (in JSON, in
-//! JSON inside a text, in JSON inside a base64 blob) and whatever the rules of the configuration
-//! point at. A method that carries data of a `phi` server is labelled whether or not anybody was
-//! recognised, so that the report never misses it.
+//! to a message's length and no more (64 MiB, texts inside it counted again), to say when it has
+//! not seen all of it, and to count everybody it recognises. What it recognises are FHIR resources
+//! (in JSON, in JSON inside a text, in JSON inside a base64 blob) and whatever the rules of the
+//! configuration point at. A method that carries data of a `phi` server is labelled whether or not
+//! anybody was recognised, so that the report never misses it.
 
 mod fhir;
 mod rules;
