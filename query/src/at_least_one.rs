@@ -67,10 +67,10 @@ fn fill(lists: &ListArray) -> Result<ArrayRef, DataFusionError> {
         }
     }
     let values = take(lists.values(), &indices.finish(), None)?;
-    let field = match lists.data_type() {
-        DataType::List(field) => Arc::clone(field),
-        other => return Err(DataFusionError::Internal(format!("{other} is no list"))),
+    let DataType::List(field) = lists.data_type() else {
+        return Err(DataFusionError::Internal("a list is of no list type".to_owned()));
     };
+    let field = Arc::clone(field);
     Ok(Arc::new(ListArray::try_new(field, OffsetBuffer::from_lengths(lengths), values, None)?))
 }
 

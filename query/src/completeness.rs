@@ -179,6 +179,7 @@ impl Ledger {
             degraded_now: sums.degraded > sums.restored,
             integrity_failures: sums.integrity_failures,
             behind: behind + sums.skipped,
+            bodies_behind: 0,
             writers,
             cannot_show: &CANNOT_SHOW,
         }
@@ -322,8 +323,10 @@ pub struct Completeness {
     pub degraded_now: bool,
     /// Findings of stored bytes that do not match what was signed.
     pub integrity_failures: u64,
-    /// Durable entries that the answer does not hold.
+    /// Durable entries of events that the answer does not hold.
     pub behind: u64,
+    /// Durable chunks of bodies, or entries between them, that the answer does not hold.
+    pub bodies_behind: u64,
     /// Every writer.
     pub writers: Vec<WriterState>,
     /// What no answer can show.
@@ -378,6 +381,7 @@ impl Completeness {
             (self.degraded_intervals, "degraded intervals"),
             (self.integrity_failures, "integrity failures"),
             (self.behind, "entries behind the journal"),
+            (self.bodies_behind, "entries of bodies behind the journal"),
         ] {
             if count > 0 {
                 add(format_args!(" · {count} {what}"));
@@ -390,3 +394,6 @@ impl Completeness {
         line
     }
 }
+
+#[cfg(test)]
+mod tests;

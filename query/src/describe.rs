@@ -40,6 +40,7 @@ const OWN: &[(&str, &str, &str, &str)] = &[
     ("completeness", "degraded_now", "boolean", "whether it is now"),
     ("completeness", "integrity_failures", "bigint", "bytes that do not match what was signed"),
     ("completeness", "behind", "bigint", "durable entries that are not in the answer"),
+    ("completeness", "bodies_behind", "bigint", "the same for the chunks of bodies"),
     ("completeness", "silent", "text", "writers of which nothing was heard"),
     ("completeness", "line", "text", "the same in words, with what cannot be shown"),
 ];
@@ -108,6 +109,7 @@ pub(crate) fn completeness(c: &Completeness) -> Result<Arc<dyn TableProvider>, D
         ("degraded_now", flag(c.degraded_now)),
         ("integrity_failures", int(c.integrity_failures)),
         ("behind", int(c.behind)),
+        ("bodies_behind", int(c.bodies_behind)),
         ("silent", text(Some(&c.silent.join(", ")))),
         ("line", text(Some(&c.line()))),
     ])?)

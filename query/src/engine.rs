@@ -277,6 +277,11 @@ impl Engine {
             .map_err(|error| QueryError::Unavailable(format!("no threads: {error}")))
     }
 
+    /// What everything is recorded with.
+    pub(crate) fn writer(&self) -> Writer {
+        self.writer.clone()
+    }
+
     /// Cancelled when the engine stops.
     pub(crate) fn stopping(&self) -> CancellationToken {
         self.stop.child_token()
@@ -330,16 +335,18 @@ impl Engine {
             let starts = starts.map_err(|e| QueryError::Unavailable(e.to_string()))?;
             let unreadable = |e: ReadError| QueryError::Unavailable(e.to_string());
             let Some(taken) = self.tail.take(&starts).map_err(unreadable)? else { continue };
-            let completeness = self.judge(taken.behind);
+            let completeness = self.judge(taken.behind, taken.bodies_behind);
             let tables = tables(&events, &bodies, &taken, Some(&completeness))?;
             return Ok(Pin { tables, completeness });
         }
         Err(QueryError::Unavailable("the lake moves on faster than it can be pinned".to_owned()))
     }
 
-    fn judge(&self, behind: u64) -> Completeness {
+    fn judge(&self, behind: u64, bodies_behind: u64) -> Completeness {
         let writers = (self.options.writers)();
-        self.ledger.lock().judge(&writers, now(), behind)
+        let mut completeness = self.ledger.lock().judge(&writers, now(), behind);
+        completeness.bodies_behind = bodies_behind;
+        completeness
     }
 
     async fn snapshots(&self) -> Result<(Arc<Snapshot>, Arc<Snapshot>), QueryError> {

@@ -124,6 +124,7 @@ impl QueryError {
 }
 
 impl From<DataFusionError> for QueryError {
+    #[expect(clippy::wildcard_enum_match_arm, reason = "all other errors are the statement's")]
     fn from(error: DataFusionError) -> Self {
         let text = first_line(&error);
         match error.find_root() {

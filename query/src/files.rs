@@ -29,9 +29,10 @@ fn statistics(file: &DataFile, columns: &[&Field], index: &HashMap<&str, usize>)
     let mut all = vec![ColumnStatistics::new_unknown(); columns.len()];
     for (name, (min, max)) in &file.ranges {
         let Some(&i) = index.get(name.as_str()) else { continue };
-        // Bounds may be wider than the values, so they are never exact.
-        all[i].min_value = scalar(min, columns[i]).map_or(Precision::Absent, Precision::Inexact);
-        all[i].max_value = scalar(max, columns[i]).map_or(Precision::Absent, Precision::Inexact);
+        // A bound may be wider than the values. It is called exact because pruning looks at no
+        // other; nothing else does, because the scan as a whole claims to know no bounds.
+        all[i].min_value = scalar(min, columns[i]).map_or(Precision::Absent, Precision::Exact);
+        all[i].max_value = scalar(max, columns[i]).map_or(Precision::Absent, Precision::Exact);
     }
     for (name, nulls) in &file.nulls {
         let Some(&i) = index.get(name.as_str()) else { continue };

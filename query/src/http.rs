@@ -7,6 +7,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{ConnectInfo, DefaultBodyLimit, Query, Request, State};
@@ -29,12 +30,15 @@ use crate::access::{Access, Asker, Right};
 use crate::encode::{Format, encode, error_object};
 use crate::engine::{Engine, Question};
 use crate::error::QueryError;
+use crate::refused::Refusals;
 use crate::reports::PhiAccess;
 use crate::statement::Params;
 use crate::web;
 
 /// The longest request.
 const MAX_REQUEST_BYTES: usize = 1024 * 1024;
+/// How long connections may take to end when the service stops.
+const LEAVE_WITHIN: Duration = Duration::from_secs(5);
 const COMPLETENESS: HeaderName = HeaderName::from_static("custody-completeness");
 const QUERY: HeaderName = HeaderName::from_static("custody-query");
 const PERIOD: HeaderName = HeaderName::from_static("custody-period");
@@ -55,6 +59,7 @@ struct Edge {
     asked: AtomicU64,
     refused: AtomicU64,
     unauthenticated: AtomicU64,
+    refusals: Refusals,
 }
 
 /// Serves until `shutdown`; then running questions are cancelled, and their askers told.
@@ -68,18 +73,29 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> std::io::Result<()> {
     let service = router(Arc::clone(&engine), options);
+    let over = shutdown.clone();
     let stopped = async move {
         shutdown.cancelled().await;
         engine.close();
     };
-    axum::serve(listener, service.into_make_service_with_connect_info::<SocketAddr>())
-        .with_graceful_shutdown(stopped)
-        .await
+    let serving =
+        axum::serve(listener, service.into_make_service_with_connect_info::<SocketAddr>())
+            .with_graceful_shutdown(stopped);
+    // An asker who does not read what we send cannot keep the service from ending.
+    let patience = async {
+        over.cancelled().await;
+        tokio::time::sleep(LEAVE_WITHIN).await;
+    };
+    tokio::select! {
+        served = serving => served,
+        () = patience => Ok(()),
+    }
 }
 
 /// Every route.
 pub fn router(engine: Arc<Engine>, options: HttpOptions) -> Router {
     let edge = Arc::new(Edge {
+        refusals: Refusals::new(&engine),
         engine,
         options,
         asked: AtomicU64::new(0),
@@ -155,8 +171,8 @@ impl Edge {
         let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
         let asker = self.options.access.who(text(AUTHORIZATION)).inspect_err(|error| {
             self.unauthenticated.fetch_add(1, Ordering::Relaxed);
-            let peer = peer.as_ref().map(|peer| peer.0.0.ip());
-            tracing::warn!(?peer, %error, "a question was refused");
+            let peer = peer.as_ref().map(|peer| peer.0.0.ip().to_string());
+            self.refusals.count(peer.as_deref().unwrap_or("unknown"), error);
         })?;
         asker.may(right)?;
         let user_agent = text(USER_AGENT).map(|text| text.chars().take(200).collect());

@@ -22,6 +22,7 @@ mod error;
 mod files;
 pub mod http;
 mod ranges;
+mod refused;
 pub mod reports;
 mod session;
 mod statement;

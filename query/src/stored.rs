@@ -143,6 +143,7 @@ async fn remember_views(session: &SessionContext) -> Result<(), QueryError> {
     Ok(())
 }
 
+#[expect(clippy::wildcard_enum_match_arm, reason = "all other types have one name")]
 fn type_name(kind: &arrow::datatypes::DataType) -> String {
     use arrow::datatypes::DataType;
     match kind {

@@ -46,8 +46,10 @@ pub(crate) struct Taken {
     pub(crate) events: Vec<RecordBatch>,
     /// Rows of `bodies`.
     pub(crate) bodies: Vec<RecordBatch>,
-    /// Entries that are durable and neither in the pinned versions nor in the rows.
+    /// Entries of events that are durable and neither in the pinned versions nor in the rows.
     pub(crate) behind: u64,
+    /// The same of bodies.
+    pub(crate) bodies_behind: u64,
 }
 
 /// Follows every partition of a journal.
@@ -165,7 +167,11 @@ impl Tail {
             }
             let position = *part.position.borrow();
             drop(held);
-            taken.behind += part.end()?.saturating_sub(position.max(from));
+            let behind = part.end()?.saturating_sub(position.max(from));
+            match part.partition.topic {
+                Topic::Events => taken.behind += behind,
+                Topic::Bodies | Topic::Control => taken.bodies_behind += behind,
+            }
         }
         Ok(Some(taken))
     }
@@ -211,13 +217,21 @@ fn spawn(part: Arc<Part>, shared: Arc<Shared>, reader: Box<dyn Read>) -> Result<
 }
 
 impl Part {
+    /// Bodies stop at half of the memory, so that they never keep events from being seen.
+    fn limit_bytes(&self, shared: &Shared) -> usize {
+        match self.partition.topic {
+            Topic::Bodies => shared.limit_bytes / 2,
+            Topic::Events | Topic::Control => shared.limit_bytes,
+        }
+    }
+
     fn end(&self) -> Result<u64, ReadError> {
         self.end.lock().end()
     }
 
     fn run(&self, shared: &Shared, mut reader: Box<dyn Read>) {
         while !shared.stop.load(Ordering::Acquire) {
-            if shared.bytes.load(Ordering::Acquire) >= shared.limit_bytes {
+            if shared.bytes.load(Ordering::Acquire) >= self.limit_bytes(shared) {
                 self.rest(true, None);
                 continue;
             }

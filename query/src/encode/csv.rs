@@ -72,6 +72,7 @@ enum Cells<'a> {
 }
 
 impl<'a> Cells<'a> {
+    #[expect(clippy::wildcard_enum_match_arm, reason = "all other types print themselves")]
     fn new(column: &'a ArrayRef, options: &FormatOptions<'a>) -> Result<Self, ArrowError> {
         let formatter = || ArrayFormatter::try_new(column.as_ref(), options);
         Ok(match column.data_type() {
