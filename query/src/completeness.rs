@@ -1,6 +1,6 @@
 //! What an answer holds and what it cannot show.
 //!
-//! The [`Ledger`] is folded once from every entry that the tail reads, on top of what the lake held
+//! The ledger is folded once from every entry that the tail reads, on top of what the lake held
 //! at start, so that each answer carries its completeness without a scan. It is judged over the
 //! writers of the keyring, not over what happened to arrive.
 

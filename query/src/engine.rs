@@ -2,7 +2,7 @@
 //!
 //! # Life of a question
 //! 1. A place among the questions that run at a time; without one the asker is told to come back.
-//! 2. `query.requested` is durable ([`audit`](crate::audit)).
+//! 2. `query.requested` is durable.
 //! 3. The tail catches up with what was durable when the question came. Then one version V of each
 //!    table is pinned, and with it how far each journal partition is stored at V; the rows are the
 //!    files of V and those of the tail from there on. Nothing is missing, nothing is double.
