@@ -11,12 +11,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use custody_ingest::{Ingest, Settings};
 use custody_journal::file::FileAppend;
 use custody_journal::{Append, EntryKind, Journal, NewEntry};
-use custody_lake::{Lake, LakeOptions, Table};
+use custody_lake::{Lake, LakeOptions};
 use custody_schemas::event::{
     Agent, Bodies, BodyRef, ClientClaimed, Data, Decision, Draft, Outcome, Principal, Recipient,
     Source, Subject, What, Who,
@@ -64,7 +64,7 @@ impl World {
         Ok(Self {
             random,
             stream: "edge-1/0190c8a0-7b1e-7000-8000-000000000001".parse()?,
-            at: 1_790_000_000_000_000,
+            at: u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros())?,
             leaves: Vec::new(),
             tree: Tree::new(),
             signer: Signer::from_seed("audit.st-elsewhere.example/edge-1", &[3; 32])?.0,
@@ -252,9 +252,12 @@ fn columns(folder: &Path) -> Result<Vec<(String, i64)>, Failure> {
     Ok(sizes)
 }
 
-async fn stored(table: &Table) -> Result<(u64, usize), Failure> {
-    let snapshot = table.snapshot().await?;
-    Ok((snapshot.files().iter().map(|f| f.size).sum(), snapshot.files().len()))
+/// What this process has used so far, user and system, from Linux.
+fn cpu_seconds() -> Result<f64, Failure> {
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split(' ').collect();
+    let ticks: f64 = fields[12].parse::<f64>()? + fields[13].parse::<f64>()?;
+    Ok(ticks / 100.0)
 }
 
 #[tokio::main]
@@ -275,17 +278,30 @@ async fn main() -> Result<(), Failure> {
     let lake = Lake::open(&url.to_string_lossy(), &options).await?;
     let ingest = Ingest::new(&journal, lake.clone(), &Settings::default())?;
     let stop = CancellationToken::new();
-    stop.cancel();
-    let begun = Instant::now();
-    ingest.run(stop).await?;
-    let took = begun.elapsed();
-    let (bytes, files) = stored(lake.events()).await?;
+    let (begun, cpu) = (Instant::now(), cpu_seconds()?);
+    let all_stored = async {
+        while ingest.status().first().is_none_or(|s| s.read_to < events) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        stop.cancel();
+    };
+    let (ran, ()) = tokio::join!(ingest.run(stop.clone()), all_stored);
+    ran?;
+    let (took, cpu) = (begun.elapsed(), cpu_seconds()? - cpu);
+    let snapshot = lake.events().snapshot().await?;
+    let bytes: u64 = snapshot.files().iter().map(|f| f.size).sum();
+    let rows: u64 = snapshot.files().iter().filter_map(|f| f.rows).sum();
+    let files = snapshot.files().len();
+    if rows != events + events / 2_000 {
+        return Err(format!("{rows} rows are stored").into());
+    }
     let each = |bytes: f64| bytes / events as f64;
     println!(
         "{:.0} events/s, {:.2} s, {files} files",
         events as f64 / took.as_secs_f64(),
         took.as_secs_f64()
     );
+    println!("{:.1} µs of CPU per event", cpu / events as f64 * 1e6);
     println!("{:.1} bytes per event in the lake", each(bytes as f64));
     for (name, size) in columns(&url.join("events"))?.into_iter().take(20) {
         println!("  {:7.2}  {name}", each(size as f64));

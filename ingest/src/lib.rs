@@ -2,11 +2,11 @@
 //!
 //! # Life of a batch
 //! 1. [`Ingest::run`] looks at every partition of the journal: the table says how far it is stored,
-//!    the journal must go on from there ([`pipeline`]).
-//! 2. One thread per partition reads entries and makes rows of them ([`reading`]). A record that is
+//!    the journal must go on from there (`pipeline`).
+//! 2. One thread per partition reads entries and makes rows of them (`reading`, `part`). A record that is
 //!    stored already is dropped after its hash was compared; another record under its identity is
-//!    stored as a conflict ([`known`], [`streams`]); what cannot be read is stored as it is.
-//! 3. A second thread encodes rows into Parquet files as they come ([`storing`]). At 32 MB, after
+//!    stored as a conflict (`known`, [`streams`]); what cannot be read is stored as it is.
+//! 3. A second thread encodes rows into Parquet files as they come (`storing`). At 32 MB, after
 //!    60 seconds, or at a stop, the files are stored and committed together with the new position.
 //! 4. The journal is told what it no longer needs to keep.
 //!
@@ -14,6 +14,7 @@
 //! offered until the table says that they are in it, or that somebody else owns the partition.
 
 mod known;
+mod part;
 mod pipeline;
 mod reading;
 mod status;

@@ -5,16 +5,13 @@ use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arrow::array::RecordBatch;
-use custody_journal::{Entry, EntryKind, Read, ReadError, Topic};
-use custody_lake::batch::Rows;
-use custody_lake::files::FileError;
-use custody_lake::rows::{Arrival, Standing};
-use custody_schemas::id::{Micros, StreamId, Uint};
-use custody_schemas::record::{Decoded, decode, hash};
+use custody_journal::{Entry, Read, ReadError};
+use custody_schemas::id::{Micros, Uint};
 use tokio_util::sync::CancellationToken;
 
 use crate::IngestError;
 use crate::known::{Known, Novelty};
+use crate::part::{Identity, Part, Source, build, build_all};
 use crate::pipeline::{Pipeline, Progress};
 use crate::status::Counts;
 use crate::streams::Streams;
@@ -25,12 +22,12 @@ const READ_ENTRIES: usize = 4096;
 const READ_BYTES: usize = 4 * 1024 * 1024;
 /// How long one read waits for something new.
 const READ_WAIT: Duration = Duration::from_millis(200);
-/// Rows of one chunk at most.
-const CHUNK_ROWS: usize = 8192;
-/// Bytes of one chunk's values at most, beyond its last row.
-const CHUNK_BYTES: usize = 8 * 1024 * 1024;
-/// How long a row waits for others to join its chunk.
-const CHUNK_AGE: Duration = Duration::from_millis(500);
+/// Entries that become rows together, beyond the last read.
+const GATHER_ENTRIES: usize = 4096;
+/// Bytes that become rows together, beyond the last read.
+const GATHER_BYTES: usize = 8 * 1024 * 1024;
+/// How long an entry waits for others.
+const GATHER_AGE: Duration = Duration::from_millis(500);
 /// The pause after a read that may succeed later.
 const READ_PAUSE: Duration = Duration::from_millis(500);
 /// How long a stop waits for what is durable to be read.
@@ -55,9 +52,8 @@ pub(crate) struct Reading<'a> {
     send: SyncSender<Chunk>,
     stop: &'a CancellationToken,
     progress: &'a Progress,
-    rows: Rows,
-    streams: Streams,
-    counts: Counts,
+    gathered: Vec<Entry>,
+    bytes: usize,
     since: Option<Instant>,
 }
 
@@ -76,12 +72,8 @@ impl<'a> Reading<'a> {
         stop: &'a CancellationToken,
         progress: &'a Progress,
     ) -> Self {
-        let rows = match pipeline.partition.topic {
-            Topic::Events => Rows::events(),
-            Topic::Bodies | Topic::Control => Rows::bodies(),
-        };
-        let (streams, counts) = (Streams::default(), Counts::default());
-        Self { pipeline, reader, known, send, stop, progress, rows, streams, counts, since: None }
+        let (gathered, bytes, since) = (Vec::new(), 0, None);
+        Self { pipeline, reader, known, send, stop, progress, gathered, bytes, since }
     }
 
     /// Reads until everything that was durable at the stop is sent, or nobody takes it any more.
@@ -98,28 +90,35 @@ impl<'a> Reading<'a> {
                 self.send_rows()?;
                 return Ok(());
             }
-            let entries = self.read()?;
-            self.take(&entries)?;
-            if self.is_due(entries.is_empty()) && !self.send_rows()? {
+            let idle = !self.gather()?;
+            if self.is_due(idle) && !self.send_rows()? {
                 return Ok(());
             }
         }
         Ok(())
     }
 
-    /// The next entries; none after a pause when reading may succeed later.
-    fn read(&mut self) -> Result<Vec<Entry>, IngestError> {
-        match self.reader.read(READ_ENTRIES, READ_BYTES, READ_WAIT) {
-            Ok(entries) => Ok(entries),
+    /// Reads the next entries; false when there are none, also after a pause when reading may
+    /// succeed later.
+    fn gather(&mut self) -> Result<bool, IngestError> {
+        let entries = match self.reader.read(READ_ENTRIES, READ_BYTES, READ_WAIT) {
+            Ok(entries) => entries,
             Err(ReadError::Io { path, source }) => {
                 let problem = format!("{}: {source}", path.display());
                 tracing::warn!(partition = self.pipeline.app_id, problem, "cannot read");
                 self.pipeline.status.change(|s| s.problem = Some(problem));
                 std::thread::sleep(READ_PAUSE);
-                Ok(Vec::new())
+                return Ok(false);
             }
-            Err(error) => Err(self.wrong(error)),
+            Err(error) => return Err(self.wrong(error)),
+        };
+        if entries.is_empty() {
+            return Ok(false);
         }
+        self.since.get_or_insert_with(Instant::now);
+        self.bytes += entries.iter().map(|entry| entry.value.len()).sum::<usize>();
+        self.gathered.extend(entries);
+        Ok(true)
     }
 
     fn wrong(&self, source: ReadError) -> IngestError {
@@ -127,88 +126,67 @@ impl<'a> Reading<'a> {
     }
 
     fn is_due(&self, idle: bool) -> bool {
-        let aged = self.since.is_some_and(|since| idle || since.elapsed() >= CHUNK_AGE);
-        aged || self.rows.len() >= CHUNK_ROWS || self.rows.bytes() >= CHUNK_BYTES
+        let aged = self.since.is_some_and(|since| idle || since.elapsed() >= GATHER_AGE);
+        aged || self.gathered.len() >= GATHER_ENTRIES || self.bytes >= GATHER_BYTES
     }
 
-    fn take(&mut self, entries: &[Entry]) -> Result<(), IngestError> {
+    /// Hands over what has been gathered; false when nobody takes it any more.
+    fn send_rows(&mut self) -> Result<bool, IngestError> {
         if let Some(known) = &mut self.known {
             known.committed(self.progress.committed.load(Ordering::Acquire));
         }
-        let stored_at = Some(now());
-        for entry in entries {
-            self.since.get_or_insert_with(Instant::now);
-            let pipeline = self.pipeline;
-            let arrival = Arrival {
-                partition: &pipeline.partition.name,
-                offset: entry.offset,
-                journaled_at: entry.journaled_at,
-                stored_at,
-            };
-            match entry.kind {
-                EntryKind::Event => self.event(entry, &arrival)?,
-                EntryKind::Checkpoint => {
-                    let read = self.rows.checkpoint(&entry.value, &arrival);
-                    self.counts.undecodable += u64::from(!read);
-                }
-                EntryKind::Chunk => {
-                    let read = self.rows.chunk(&entry.header, &entry.value, &arrival);
-                    self.counts.undecodable += u64::from(!read);
-                }
-                // The journal hands control entries to readers of control partitions only.
-                EntryKind::Control => {}
-            }
-        }
-        Ok(())
-    }
-
-    fn event(&mut self, entry: &Entry, arrival: &Arrival<'_>) -> Result<(), IngestError> {
-        let decoded = decode(&entry.value);
-        let identity: Option<(&StreamId, u64)> = match &decoded {
-            Decoded::Event(event) => Some((&event.stream, event.seq.get())),
-            Decoded::Identified { identity, .. } => Some((&identity.stream, identity.seq.get())),
-            Decoded::Undecodable { .. } => None,
+        let entries = std::mem::take(&mut self.gathered);
+        (self.bytes, self.since) = (0, None);
+        let source = Source {
+            topic: self.pipeline.partition.topic,
+            partition: &self.pipeline.partition.name,
+            stored_at: now(),
         };
-        let mut standing = Standing::Event;
-        if let (Some((stream, seq)), Some(known)) = (identity, &mut self.known) {
-            match known.judge(stream, seq, hash(&entry.value))? {
-                Novelty::New => {
-                    self.streams.insert(stream, seq);
-                }
-                Novelty::Duplicate => {
-                    self.counts.duplicates += 1;
-                    return Ok(());
-                }
-                Novelty::Conflict => {
-                    self.counts.conflicts += 1;
-                    standing = Standing::Conflict;
-                }
+        let mut parts = build_all(&entries, source)?.into_iter().peekable();
+        while let Some((run, part)) = parts.next() {
+            let position = self.reader.position();
+            let after = run.last().map_or(position, |entry| entry.offset + 1);
+            let end = if parts.peek().is_some() { after } else { position };
+            let chunk = self.judge(run, part, source, end)?;
+            if self.send.send(chunk).is_err() {
+                return Ok(false);
             }
+            self.pipeline.status.change(|s| s.read_to = end);
         }
-        self.counts.undecodable += u64::from(identity.is_none());
-        self.rows.record(&entry.value, &decoded, standing, arrival);
-        Ok(())
+        Ok(true)
     }
 
-    /// Hands over what has been read; false when nobody takes it any more.
-    fn send_rows(&mut self) -> Result<bool, IngestError> {
-        let end = self.reader.position();
-        self.since = None;
-        if self.rows.is_empty() && self.counts == Counts::default() {
-            return Ok(true);
+    /// Compares every record of a part with what is known, and builds the part again when one of
+    /// them is not new.
+    fn judge(
+        &mut self,
+        run: &[Entry],
+        part: Part,
+        source: Source<'_>,
+        end: u64,
+    ) -> Result<Chunk, IngestError> {
+        let mut streams = Streams::default();
+        let mut novelties = Vec::with_capacity(part.identities.len());
+        for identity in &part.identities {
+            let novelty = self.novelty(identity.as_ref())?;
+            if let (Some((stream, seq, _)), Novelty::New) = (identity, novelty) {
+                streams.insert(stream, *seq);
+            }
+            novelties.push(novelty);
         }
+        let all_new = novelties.iter().all(|novelty| *novelty == Novelty::New);
+        let part = if all_new { part } else { build(run, source, Some(&novelties))? };
         if let Some(known) = &mut self.known {
             known.sent(end);
         }
-        self.counts.rows = self.rows.len() as u64;
-        let chunk = Chunk {
-            rows: self.rows.finish().map_err(FileError::from)?,
-            end,
-            streams: std::mem::take(&mut self.streams),
-            counts: std::mem::take(&mut self.counts),
-        };
-        self.pipeline.status.change(|s| s.read_to = end);
-        Ok(self.send.send(chunk).is_ok())
+        Ok(Chunk { rows: part.rows, end, streams, counts: part.counts })
+    }
+
+    fn novelty(&mut self, identity: Option<&Identity>) -> Result<Novelty, IngestError> {
+        match (&mut self.known, identity) {
+            (Some(known), Some((stream, seq, hash))) => known.judge(stream, *seq, *hash),
+            _ => Ok(Novelty::New),
+        }
     }
 }
 

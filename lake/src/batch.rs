@@ -1,7 +1,7 @@
 //! Rows to record batches: builders that copy borrowed values into Arrow columns.
 //!
 //! A row is written from left to right, each value with its column's name, so that the list in
-//! [`columns`](crate::columns) stays the only place that knows the order; a debug build checks
+//! [`columns`] stays the only place that knows the order; a debug build checks
 //! every name. Used by ingest for files and by queries for what is only in the journal yet.
 
 use std::fmt::{Display, Write};

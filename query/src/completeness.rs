@@ -334,21 +334,34 @@ pub struct Completeness {
 }
 
 impl Completeness {
-    /// For the header `custody-completeness`: one line of JSON without the lists of writers and of
-    /// what cannot be shown, in ASCII.
+    /// For the header `custody-completeness`: one line of JSON in ASCII, with the line in words,
+    /// without the lists of writers and of what cannot be shown.
     #[must_use]
     pub fn header(&self) -> String {
         let mut value = serde_json::to_value(self).unwrap_or_default();
         if let Some(map) = value.as_object_mut() {
             map.remove("writers");
             map.remove("cannot_show");
+            map.insert("complete".to_owned(), self.is_complete().into());
+            map.insert("line".to_owned(), self.line().into());
             map.insert("see".to_owned(), "/v1/completeness".into());
         }
-        value
-            .to_string()
-            .chars()
-            .map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' })
-            .collect()
+        ascii(&value.to_string())
+    }
+
+    /// Whether nothing is known to be missing: no gap, nobody silent, nothing waiting, unreadable,
+    /// contradictory or damaged. Open calls are in the answer, so they do not count.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        let missing = [
+            self.gaps,
+            self.undecodable,
+            self.conflicts,
+            self.degraded_intervals,
+            self.integrity_failures,
+            self.behind,
+        ];
+        missing.iter().all(|count| *count == 0) && self.silent.is_empty()
     }
 
     /// One line in words.
@@ -393,6 +406,22 @@ impl Completeness {
         add(format_args!(". Not shown: {}.", CANNOT_SHOW.join("; ")));
         line
     }
+}
+
+/// JSON text with everything beyond ASCII as `\u` escapes (RFC 8259 § 7).
+fn ascii(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    for c in json.chars() {
+        if c.is_ascii() {
+            text.push(c);
+            continue;
+        }
+        for unit in c.encode_utf16(&mut [0; 2]) {
+            // Writing to a String cannot fail.
+            text.write_fmt(format_args!("\\u{unit:04x}")).unwrap_or_default();
+        }
+    }
+    text
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 #
 #   everything.sh PORT        http://127.0.0.1:PORT/mcp
 #
-# Ready when its stderr says "listening on port PORT". The server would listen on every address;
+# Ready when it listens. The server would listen on every address;
 # loopback.mjs keeps it on this machine. The shell is replaced, so killing this process ends it.
 set -euo pipefail
 

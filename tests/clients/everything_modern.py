@@ -4,8 +4,7 @@
 
 The reference server knows only the older revision. This one answers every step of steps.json in
 either, as server-sent events or, with --json, as plain JSON where no notification is to be sent.
-On 2026-07-28 sampling and elicitation are multi-round-trip requests. Ready when its stderr says
-"Uvicorn running on".
+On 2026-07-28 sampling and elicitation are multi-round-trip requests. Ready when it listens.
 """
 
 from __future__ import annotations

@@ -58,8 +58,7 @@ impl Setup {
     /// Adds an agent's key by its hash.
     #[must_use]
     pub fn key(mut self, hash: &str, agent: &str, user: &str) -> Self {
-        let text =
-            format!("[[key]]\nhash = \"{hash}\"\nagent = \"{agent}\"\nuser = \"{user}\"\n");
+        let text = format!("[[key]]\nhash = \"{hash}\"\nagent = \"{agent}\"\nuser = \"{user}\"\n");
         self.keys.push_str(&text);
         self
     }

@@ -76,11 +76,7 @@ async fn accept(listener: TcpListener, behaviour: Behaviour, received: Arc<Mutex
     }
 }
 
-async fn connection(
-    mut stream: TcpStream,
-    behaviour: Behaviour,
-    received: Arc<Mutex<Vec<Bytes>>>,
-) {
+async fn connection(mut stream: TcpStream, behaviour: Behaviour, received: Arc<Mutex<Vec<Bytes>>>) {
     match behaviour {
         Behaviour::Reset => {
             drop(stream.set_zero_linger());

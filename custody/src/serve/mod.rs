@@ -42,7 +42,8 @@ pub fn block_on(
 /// Diagnostics as lines on standard error; `RUST_LOG` chooses them.
 pub fn log_to_stderr() {
     use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let usual = || EnvFilter::new("info,buoyant_kernel=warn,deltalake_core=warn");
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| usual());
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     if lines.try_init().is_err() {
         tracing::debug!("diagnostics have been set up before");

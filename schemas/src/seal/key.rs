@@ -51,7 +51,7 @@ impl Signer {
     pub fn parse(skey: &str) -> Result<Self, KeyError> {
         let skey = skey.trim();
         let inner = StandardSigner::new(skey).map_err(|e| KeyError::Malformed(e.to_string()))?;
-        let seed = skey.rsplit('+').next().and_then(|b64| BASE64_STANDARD.decode(b64).ok());
+        let seed = skey.splitn(5, '+').nth(4).and_then(|b64| BASE64_STANDARD.decode(b64).ok());
         let seed = seed.as_deref().and_then(|bytes| bytes.get(1..));
         let seed = seed.and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
         let seed = seed.ok_or_else(|| KeyError::Malformed("wrong length".to_owned()))?;

@@ -61,7 +61,8 @@ async fn messages_of_clients_arrive_unchanged_or_are_refused_and_recorded() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_of_servers_arrive_unchanged_or_are_refused_and_recorded() {
-    let call = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"x","arguments":{}}}"#;
+    let call =
+        r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"x","arguments":{}}}"#;
     let messages = messages("server");
     let mut upstreams = Vec::new();
     let mut setup = Setup::default();

@@ -53,7 +53,13 @@ async fn answered_calls_are_in_sql_exactly_once_after_every_kill() {
         let clients: Vec<_> = (0..CLIENTS)
             .map(|_| {
                 let (ids, answered) = (ids.clone(), answered.clone());
-                tokio::spawn(client(custody.server("s"), ids, answered, attempted.clone(), stop.clone()))
+                tokio::spawn(client(
+                    custody.server("s"),
+                    ids,
+                    answered,
+                    attempted.clone(),
+                    stop.clone(),
+                ))
             })
             .collect();
         // The moment differs from round to round; nothing is asserted about it.
@@ -65,16 +71,18 @@ async fn answered_calls_are_in_sql_exactly_once_after_every_kill() {
         }
     }
     let custody = setup.start(folder.path()).unwrap();
-    let rows = custody
-        .sql("SELECT tool, status, count(*) AS n FROM calls GROUP BY 1, 2")
-        .await
-        .unwrap();
+    let rows =
+        custody.sql("SELECT tool, status, count(*) AS n FROM calls GROUP BY 1, 2").await.unwrap();
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     let mut ok = BTreeSet::new();
     let mut unknown = 0;
     for row in &rows {
         assert_eq!(row["n"], json!(1), "a call stands twice: {row:?}");
-        assert_ne!(row["status"], json!("in_flight"), "a call of a dead run is still open: {row:?}");
+        assert_ne!(
+            row["status"],
+            json!("in_flight"),
+            "a call of a dead run is still open: {row:?}"
+        );
         assert!(attempted.lock().unwrap().contains(&text(&row["tool"])), "invented: {row:?}");
         if row["status"] == json!("ok") {
             ok.insert(text(&row["tool"]));

@@ -11,8 +11,9 @@ use serde_json::json;
 
 const BUNDLE: &str = r#"{"jsonrpc":"2.0","id":1,"result":{"content":[{"type":"text","text":"{\"resourceType\":\"Bundle\",\"type\":\"searchset\",\"entry\":[{\"resource\":{\"resourceType\":\"Patient\",\"id\":\"synthetic-1\"}},{\"resource\":{\"resourceType\":\"Observation\",\"subject\":{\"reference\":\"Patient/synthetic-2\"}}}]}"}],"isError":false}}"#;
 
-fn call(id: u32, tool: &str) -> String {
-    json!({"jsonrpc": "2.0", "id": id, "method": "tools/call",
+/// A call with id 1, as the servers of these tests answer it.
+fn call(tool: &str) -> String {
+    json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call",
            "params": {"name": tool, "arguments": {}}})
     .to_string()
 }
@@ -22,11 +23,12 @@ async fn an_answered_call_is_in_sql_long_before_the_next_commit() {
     let upstream = Upstream::start(Behaviour::Answer(BUNDLE.into())).await.unwrap();
     let folder = tempfile::tempdir().unwrap();
     // Commits come every hour here: what SQL shows can only come from the fresh tail.
-    let setup = Setup::default().server("ehr", &upstream.url(), true).lake_lines("flush_seconds = 3600");
+    let setup =
+        Setup::default().server("ehr", &upstream.url(), true).lake_lines("flush_seconds = 3600");
     let custody = setup.start(folder.path()).unwrap();
     let mut slowest = Duration::ZERO;
     for n in 1..=5 {
-        let answer = post_mcp(&custody.server("ehr"), call(n, "search")).await.unwrap();
+        let answer = post_mcp(&custody.server("ehr"), call("search")).await.unwrap();
         assert_eq!(answer.body, Bytes::from(BUNDLE));
         let answered = Instant::now();
         wait::until("the call in SQL", || async {
@@ -42,20 +44,22 @@ async fn an_answered_call_is_in_sql_long_before_the_next_commit() {
         .sql("SELECT subject_id, count(*) AS n FROM phi_access GROUP BY 1 ORDER BY 1")
         .await
         .unwrap();
-    let expected = json!([{"subject_id": "synthetic-1", "n": 5}, {"subject_id": "synthetic-2", "n": 5}]);
+    let expected =
+        json!([{"subject_id": "synthetic-1", "n": 5}, {"subject_id": "synthetic-2", "n": 5}]);
     assert_eq!(json!(patients), expected);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_phi_call_without_a_recognised_patient_is_an_access_too() {
-    let answer = r#"{"jsonrpc":"2.0","id":1,"result":{"content":[{"type":"text","text":"free text"}]}}"#;
+    let answer =
+        r#"{"jsonrpc":"2.0","id":1,"result":{"content":[{"type":"text","text":"free text"}]}}"#;
     let upstream = Upstream::start(Behaviour::Answer(answer.into())).await.unwrap();
     let folder = tempfile::tempdir().unwrap();
     let setup = Setup::default().server("ehr", &upstream.url(), true);
     let setup = setup.server("weather", &upstream.url(), false);
     let custody = setup.start(folder.path()).unwrap();
-    post_mcp(&custody.server("ehr"), call(1, "note")).await.unwrap();
-    post_mcp(&custody.server("weather"), call(1, "note")).await.unwrap();
+    post_mcp(&custody.server("ehr"), call("note")).await.unwrap();
+    post_mcp(&custody.server("weather"), call("note")).await.unwrap();
     let rows = custody.sql("SELECT server, subject_id FROM phi_access").await.unwrap();
     assert_eq!(json!(rows), json!([{"server": "ehr", "subject_id": null}]));
     let completeness = custody.sql("SELECT * FROM completeness").await.unwrap();
@@ -68,17 +72,22 @@ async fn the_same_rows_come_from_the_lake_after_a_stop_and_a_start() {
     let folder = tempfile::tempdir().unwrap();
     let setup = Setup::default().server("ehr", &upstream.url(), true);
     let mut custody = setup.start(folder.path()).unwrap();
-    for n in 1..=20 {
-        post_mcp(&custody.server("ehr"), call(n, "search")).await.unwrap();
+    for _ in 1..=20 {
+        post_mcp(&custody.server("ehr"), call("search")).await.unwrap();
     }
-    let statement = "SELECT call, status, tool, server, request_bytes, response_bytes FROM calls ORDER BY call";
+    let statement =
+        "SELECT call, status, tool, server, request_bytes, response_bytes FROM calls ORDER BY call";
     let fresh = custody.sql(statement).await.unwrap();
     assert_eq!(fresh.len(), 20);
     assert!(custody.stop().unwrap(), "SIGTERM must end it with success");
     let custody = setup.start(folder.path()).unwrap();
     assert_eq!(custody.sql(statement).await.unwrap(), fresh);
-    let bodies = "SELECT count(*) FROM calls JOIN bodies ON body = response_body WHERE length = 334";
-    assert_eq!(custody.number(bodies.replace("334", &BUNDLE.len().to_string()).as_str()).await.unwrap(), 20);
+    let bodies =
+        "SELECT count(*) FROM calls JOIN bodies ON body = response_body WHERE length = 334";
+    assert_eq!(
+        custody.number(bodies.replace("334", &BUNDLE.len().to_string()).as_str()).await.unwrap(),
+        20
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -67,11 +67,7 @@ pub async fn run(
     })
 }
 
-async fn connection(
-    target: Target,
-    body: Bytes,
-    until: Instant,
-) -> anyhow::Result<Vec<Duration>> {
+async fn connection(target: Target, body: Bytes, until: Instant) -> anyhow::Result<Vec<Duration>> {
     let stream = TcpStream::connect(("127.0.0.1", target.port)).await?;
     stream.set_nodelay(true)?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;

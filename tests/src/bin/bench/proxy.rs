@@ -92,8 +92,20 @@ fn start(options: &Options, bytes: usize, data: &Path) -> anyhow::Result<Vec<Run
     let port = |offset: u16| (options.port + offset).to_string();
     let bytes_text = bytes.to_string();
     let mut running = vec![
-        Running::start(Command::new(&this).args(["stub", "--port", &port(0), "--bytes", &bytes_text]))?,
-        Running::start(Command::new(&this).args(["minimal", "--port", &port(1), "--upstream", &port(0)]))?,
+        Running::start(Command::new(&this).args([
+            "stub",
+            "--port",
+            &port(0),
+            "--bytes",
+            &bytes_text,
+        ]))?,
+        Running::start(Command::new(&this).args([
+            "minimal",
+            "--port",
+            &port(1),
+            "--upstream",
+            &port(0),
+        ]))?,
     ];
     for (offset, audit) in [(2, "off"), (3, "unsynced"), (4, "local")] {
         let mut command = Command::new(&this);
@@ -152,8 +164,12 @@ fn median(mut values: Vec<f64>) -> f64 {
 
 #[expect(clippy::print_stdout, reason = "the table is the benchmark's result")]
 fn print(bytes: usize, connections: usize, results: &Results) {
-    println!("\n{bytes} B answers, {connections} connections (medians of rounds; ratios round by round)\n");
-    println!("| contender | calls/s | of direct | of minimal | of audit off | p50 µs | p99 µs | CPU µs/call |");
+    println!(
+        "\n{bytes} B answers, {connections} connections (medians of rounds; ratios round by round)\n"
+    );
+    println!(
+        "| contender | calls/s | of direct | of minimal | of audit off | p50 µs | p99 µs | CPU µs/call |"
+    );
     println!("|---|---|---|---|---|---|---|---|");
     let of = |contender: usize, base: usize| {
         let pairs = results[contender].iter().zip(&results[base]);

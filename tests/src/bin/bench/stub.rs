@@ -38,7 +38,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
                     let drained = request.into_body().collect().await;
                     let status = if drained.is_ok() { 200 } else { 400 };
                     let mut response = Response::new(Full::new(answer));
-                    *response.status_mut() = hyper::StatusCode::from_u16(status).unwrap_or_default();
+                    *response.status_mut() =
+                        hyper::StatusCode::from_u16(status).unwrap_or_default();
                     response.headers_mut().insert(
                         hyper::header::CONTENT_TYPE,
                         hyper::header::HeaderValue::from_static("application/json"),
