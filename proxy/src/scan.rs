@@ -55,26 +55,27 @@ impl<'a> Text<'a> {
 
 /// Resolves escapes of a string that the scanner has accepted; whether a surrogate stood alone.
 fn unescape(raw: &str) -> (String, bool) {
+    let bytes = raw.as_bytes();
     let mut text = String::with_capacity(raw.len());
     let mut lone = false;
-    let mut rest = raw;
-    while let Some(at) = memchr::memchr(b'\\', rest.as_bytes()) {
-        text.push_str(&rest[..at]);
-        let (c, used) = match rest.as_bytes().get(at + 1) {
-            Some(b'u') => unicode_escape(&rest[at..], &mut lone),
-            Some(b'b') => ('\u{8}', 2),
-            Some(b'f') => ('\u{c}', 2),
-            Some(b'n') => ('\n', 2),
-            Some(b'r') => ('\r', 2),
-            Some(b't') => ('\t', 2),
-            Some(&other) => (char::from(other), 2),
-            None => ('\u{fffd}', 1),
+    let mut from = 0;
+    loop {
+        let at = plain(bytes, from);
+        text.push_str(raw.get(from..at).unwrap_or_default());
+        let (c, used) = match (bytes.get(at), bytes.get(at + 1)) {
+            (None, _) => return (text, lone),
+            (Some(b'\\'), Some(b'u')) => unicode_escape(&raw[at..], &mut lone),
+            (Some(b'\\'), Some(b'b')) => ('\u{8}', 2),
+            (Some(b'\\'), Some(b'f')) => ('\u{c}', 2),
+            (Some(b'\\'), Some(b'n')) => ('\n', 2),
+            (Some(b'\\'), Some(b'r')) => ('\r', 2),
+            (Some(b'\\'), Some(b't')) => ('\t', 2),
+            (Some(b'\\'), Some(&other)) => (char::from(other), 2),
+            (Some(&other), _) => (char::from(other), 1),
         };
         text.push(c);
-        rest = rest.get(at + used..).unwrap_or_default();
+        from = at + used;
     }
-    text.push_str(rest);
-    (text, lone)
 }
 
 /// The character of `\uXXXX` (or of a surrogate pair) at the start of `text`, and its length.
@@ -334,7 +335,11 @@ impl<'a> Scanner<'a> {
                 Some(b'"') => break,
                 Some(b'\\') => {
                     escaped = true;
-                    at += escape_len(&bytes[at..]).ok_or(ScanError::Syntax(at))?;
+                    at += match bytes.get(at + 1) {
+                        Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => 2,
+                        Some(b'u') if four_digits(bytes, at + 2) => 6,
+                        _ => return Err(ScanError::Syntax(at)),
+                    };
                 }
                 _ => return Err(ScanError::Syntax(at)),
             }
@@ -367,13 +372,8 @@ fn plain(bytes: &[u8], mut at: usize) -> usize {
     at
 }
 
-/// The length of the escape at the start of `bytes`.
-fn escape_len(bytes: &[u8]) -> Option<usize> {
-    match bytes.get(1)? {
-        b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't' => Some(2),
-        b'u' => bytes.get(2..6)?.iter().all(u8::is_ascii_hexdigit).then_some(6),
-        _ => None,
-    }
+fn four_digits(bytes: &[u8], at: usize) -> bool {
+    bytes.get(at..at + 4).is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
 }
 
 #[cfg(test)]

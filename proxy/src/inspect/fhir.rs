@@ -24,6 +24,8 @@ pub(crate) const MAX_WORK_BYTES: usize = 64 << 20;
 const MAX_NESTING: u32 = 3;
 /// How many values one text may hold one after the other.
 const MAX_VALUES_IN_TEXT: u32 = 4_096;
+/// How many identifiers of a patient are kept.
+const MAX_IDENTIFIERS: usize = 8;
 /// How many mentions of patients are kept for one document.
 const MAX_MENTIONS: usize = 100_000;
 /// The system of a patient's logical id.
@@ -124,30 +126,96 @@ impl Work<'_> {
 }
 
 /// An object or array that is open.
-#[derive(Default)]
-struct Frame<'a> {
+#[derive(Clone, Copy)]
+struct Frame {
     array: bool,
-    /// The key under which it stands; an array hands its own on to its items.
-    under: Cow<'a, str>,
-    resource_type: Option<Cow<'a, str>>,
-    id: Option<Cow<'a, str>>,
-    reference: Option<Cow<'a, str>>,
-    of_type: Option<Cow<'a, str>>,
-    system: Option<Cow<'a, str>>,
-    value: Option<Cow<'a, str>>,
-    full_url: Option<Cow<'a, str>>,
-    mime: Option<Cow<'a, str>>,
-    blob: Option<Cow<'a, str>>,
-    identifiers: Vec<(String, String)>,
+    /// Under what kind of key it stands; an array hands its own on to its items.
+    under: Under,
     /// The patient that is this object's `resource`.
     patient: Option<usize>,
-    /// How many mentions had been found when it was opened.
+    /// How many fields, identifiers and mentions had been found when it was opened.
+    fields_from: usize,
+    identifiers_from: usize,
     mentions_from: usize,
+}
+
+/// What a key says of the object below it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Under {
+    Identifier,
+    Contained,
+    /// `patient`
+    Patient,
+    /// A key whose reference is mostly a patient.
+    Subject,
+    Other,
+}
+
+impl Under {
+    fn key(key: &str) -> Self {
+        match key {
+            "identifier" => Self::Identifier,
+            "contained" => Self::Contained,
+            "patient" => Self::Patient,
+            "subject" | "beneficiary" | "individual" | "for" => Self::Subject,
+            _ => Self::Other,
+        }
+    }
+
+    fn is_patient(self) -> bool {
+        matches!(self, Self::Patient | Self::Subject)
+    }
+}
+
+/// The members that matter.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Field {
+    ResourceType,
+    Id,
+    Reference,
+    Type,
+    System,
+    Value,
+    FullUrl,
+    Mime,
+    Blob,
+}
+
+impl Field {
+    fn key(key: &str, sent: bool) -> Option<Self> {
+        Some(match key {
+            "resourceType" => Self::ResourceType,
+            "id" => Self::Id,
+            "reference" => Self::Reference,
+            "type" => Self::Type,
+            "system" => Self::System,
+            "value" => Self::Value,
+            "fullUrl" => Self::FullUrl,
+            "mimeType" => Self::Mime,
+            "blob" => Self::Blob,
+            "resource_type" if sent => Self::ResourceType,
+            "resource_id" | "resourceId" if sent => Self::Id,
+            _ => return None,
+        })
+    }
+}
+
+/// The members of an object that matter, as they stand in it.
+struct Members<'w, 'a>(&'w [(Field, Cow<'a, str>)]);
+
+impl Members<'_, '_> {
+    fn get(&self, field: Field) -> Option<&str> {
+        self.0.iter().rev().find(|(known, _)| *known == field).map(|(_, text)| &**text)
+    }
 }
 
 struct Walk<'a> {
     scanner: Scanner<'a>,
-    open: Vec<Frame<'a>>,
+    open: Vec<Frame>,
+    /// The fields of all open objects, outermost first.
+    fields: Vec<(Field, Cow<'a, str>)>,
+    /// The identifiers (system, value) of all open objects, outermost first.
+    identifiers: Vec<(String, String)>,
     key: Cow<'a, str>,
     patients: Patients,
 }
@@ -157,6 +225,8 @@ impl<'a> Walk<'a> {
         Self {
             scanner: Scanner::over(text),
             open: Vec::new(),
+            fields: Vec::new(),
+            identifiers: Vec::new(),
             key: Cow::Borrowed(""),
             patients: Patients::default(),
         }
@@ -180,118 +250,75 @@ impl<'a> Walk<'a> {
 
     fn enter(&mut self, array: bool) {
         let under = match self.open.last() {
-            Some(outer) if outer.array => outer.under.clone(),
-            _ => std::mem::take(&mut self.key),
+            Some(outer) if outer.array => outer.under,
+            _ => Under::key(&self.key),
         };
-        let mentions_from = self.patients.mentions.len();
-        self.open.push(Frame { array, under, mentions_from, ..Frame::default() });
+        self.open.push(Frame {
+            array,
+            under,
+            patient: None,
+            fields_from: self.fields.len(),
+            identifiers_from: self.identifiers.len(),
+            mentions_from: self.patients.mentions.len(),
+        });
     }
 
     fn text(&mut self, text: Text<'a>, work: &mut Work<'_>, nesting: u32) {
-        if nesting < MAX_NESTING && text.raw.len() > 16 {
-            self.embedded(text, work, nesting);
-        }
-        let Some(frame) = self.open.last_mut() else { return };
-        if frame.array {
-            if work.sent {
-                self.patients.mention_in_text(&text.decode());
-            }
-            return;
-        }
-        let slot = match &*self.key {
-            "resourceType" => &mut frame.resource_type,
-            "id" => &mut frame.id,
-            "reference" => &mut frame.reference,
-            "type" => &mut frame.of_type,
-            "system" => &mut frame.system,
-            "value" => &mut frame.value,
-            "fullUrl" => &mut frame.full_url,
-            "mimeType" => &mut frame.mime,
-            "blob" => &mut frame.blob,
-            "resource_type" if work.sent => &mut frame.resource_type,
-            "resource_id" | "resourceId" if work.sent => &mut frame.id,
-            key => {
-                let text = text.decode();
-                if is_patient_key(key) || work.sent {
-                    self.patients.mention_in_text(&text);
-                }
-                return;
-            }
-        };
-        *slot = Some(text.decode());
-    }
-
-    /// JSON inside the text.
-    fn embedded(&mut self, text: Text<'a>, work: &mut Work<'_>, nesting: u32) {
-        if memmem::find(text.raw.as_bytes(), b"resourceType").is_some() {
+        if nesting < MAX_NESTING
+            && text.raw.len() > 16
+            && CLUES.resource.find(text.raw.as_bytes()).is_some()
+        {
             work.text(&text.decode(), nesting + 1);
+        }
+        let Some(frame) = self.open.last() else { return };
+        let field = if frame.array { None } else { Field::key(&self.key, work.sent) };
+        if let Some(field) = field {
+            self.fields.push((field, text.decode()));
+        } else if work.sent || (!frame.array && Under::key(&self.key).is_patient()) {
+            self.patients.mention_in_text(&text.decode());
         }
     }
 
     fn number(&mut self, digits: &'a str) {
-        if let Some(frame) = self.open.last_mut()
-            && !frame.array
-            && self.key == "id"
-        {
-            frame.id = Some(Cow::Borrowed(digits));
+        let in_object = self.open.last().is_some_and(|frame| !frame.array);
+        if in_object && self.key == "id" {
+            self.fields.push((Field::Id, Cow::Borrowed(digits)));
         }
     }
 
     fn leave_object(&mut self, work: &mut Work<'_>, nesting: u32) {
-        let Some(mut frame) = self.open.pop() else { return };
-        if let Some(blob) = frame.blob.take() {
-            read_blob(&blob, frame.mime.as_deref(), work, nesting);
+        let Some(frame) = self.open.pop() else { return };
+        let members = Members(&self.fields[frame.fields_from..]);
+        if let Some(blob) = members.get(Field::Blob) {
+            read_blob(blob, members.get(Field::Mime), work, nesting);
         }
-        if work.sent && frame.resource_type.is_none() && frame.of_type.as_deref() == Some("Patient")
-        {
-            frame.resource_type = frame.id.is_some().then_some(Cow::Borrowed("Patient"));
-        }
-        if frame.under == "identifier" {
-            self.identifier(&frame);
-        } else if let Some(kind) = frame.resource_type.take() {
-            self.resource(&kind, frame);
-        } else if let Some(reference) = &frame.reference {
-            self.patients.mention(Mention::to(reference, frame.of_type.as_deref(), &frame.under));
-        } else if let Some(url) = &frame.full_url {
+        let of_type = members.get(Field::Type);
+        let asks_for = work.sent && of_type == Some("Patient") && members.get(Field::Id).is_some();
+        let kind = members.get(Field::ResourceType).or(of_type.filter(|_| asks_for));
+        let mut identifier = None;
+        if frame.under == Under::Identifier {
+            let system = members.get(Field::System).unwrap_or_default().to_owned();
+            identifier = members.get(Field::Value).map(|value| (system, value.to_owned()));
+        } else if let Some(kind) = kind {
+            let id = members.get(Field::Id).unwrap_or_default();
+            let identifiers = &self.identifiers[frame.identifiers_from..];
+            let patient = self.patients.resource(kind, id, identifiers, frame);
+            if let (Some(patient), Some(outer)) = (patient, self.open.last_mut()) {
+                outer.patient = Some(patient);
+            }
+        } else if let Some(reference) = members.get(Field::Reference) {
+            self.patients.mention(Mention::to(reference, of_type, frame.under));
+        } else if let Some(url) = members.get(Field::FullUrl) {
             self.patients.name(frame.patient, url);
-        } else if let Some((system, value)) = frame.identifiers.first()
-            && (frame.of_type.as_deref() == Some("Patient") || is_patient_key(&frame.under))
+        } else if let Some((system, value)) = self.identifiers.get(frame.identifiers_from)
+            && (of_type == Some("Patient") || frame.under.is_patient())
         {
             self.patients.mention(Mention::Identifier(system.clone(), value.clone()));
         }
-    }
-
-    /// An `identifier` belongs to the object around it.
-    fn identifier(&mut self, frame: &Frame<'_>) {
-        let Some(value) = frame.value.as_deref() else { return };
-        let system = frame.system.as_deref().unwrap_or_default();
-        if let Some(owner) = self.open.iter_mut().rev().find(|outer| !outer.array)
-            && owner.identifiers.len() < 8
-        {
-            owner.identifiers.push((system.to_owned(), value.to_owned()));
-        }
-    }
-
-    /// A whole resource: what it mentions is about it, and it may be a patient itself.
-    fn resource(&mut self, kind: &str, frame: Frame<'a>) {
-        let contained = frame.under == "contained";
-        if kind == "Patient" {
-            let id = frame.id.as_deref().unwrap_or_default();
-            let patient = Patient {
-                id: if contained { format!("#{id}") } else { id.to_owned() },
-                url: None,
-                identifiers: frame.identifiers,
-            };
-            let index = self.patients.add(patient);
-            if let Some(outer) = self.open.last_mut() {
-                outer.patient = Some(index);
-            }
-        }
-        if !contained {
-            let id = frame.id.as_deref().unwrap_or_default();
-            self.patients.settle_contained(frame.mentions_from, kind, id);
-        }
-        self.patients.categorise(frame.mentions_from, kind);
+        self.fields.truncate(frame.fields_from);
+        self.identifiers.truncate(frame.identifiers_from);
+        // an identifier belongs to the object around it
+        self.identifiers.extend(identifier);
     }
 }
 
@@ -329,13 +356,13 @@ enum Mention {
 }
 
 impl Mention {
-    fn to(reference: &str, of_type: Option<&str>, under: &str) -> Self {
+    fn to(reference: &str, of_type: Option<&str>, under: Under) -> Self {
         if let Some(id) = patient_in_path(reference) {
             let absolute = reference.contains("://").then(|| reference.to_owned());
             return Self::Id(id.to_owned(), absolute);
         }
         if reference.starts_with("urn:") {
-            let said = of_type.map_or(under == "patient", |kind| kind == "Patient");
+            let said = of_type.map_or(under == Under::Patient, |kind| kind == "Patient");
             return Self::Urn(reference.to_owned(), said);
         }
         if let Some(query) = reference.strip_prefix("Patient?identifier=") {
@@ -351,10 +378,34 @@ impl Mention {
 struct Patients {
     resources: Vec<Patient>,
     urls: HashMap<String, usize>,
-    mentions: Vec<(Mention, Option<String>)>,
+    /// With the place of their category in `kinds`, once it is known.
+    mentions: Vec<(Mention, Option<usize>)>,
+    kinds: Vec<String>,
 }
 
 impl Patients {
+    /// A whole resource: what it mentions is about it, and it may be a patient itself; then its
+    /// place is returned.
+    fn resource(
+        &mut self,
+        kind: &str,
+        id: &str,
+        identifiers: &[(String, String)],
+        frame: Frame,
+    ) -> Option<usize> {
+        let contained = frame.under == Under::Contained;
+        let patient = (kind == "Patient").then(|| {
+            let identifiers = identifiers.iter().take(MAX_IDENTIFIERS).cloned().collect();
+            let id = if contained { format!("#{id}") } else { id.to_owned() };
+            self.add(Patient { id, url: None, identifiers })
+        });
+        if !contained {
+            self.settle_contained(frame.mentions_from, kind, id);
+        }
+        self.categorise(frame.mentions_from, kind);
+        patient
+    }
+
     fn mention(&mut self, mention: Mention) {
         if mention != Mention::Nobody && self.mentions.len() < MAX_MENTIONS {
             self.mentions.push((mention, None));
@@ -396,23 +447,32 @@ impl Patients {
 
     /// Everything mentioned inside a resource is data of its kind, counted once for each patient.
     fn categorise(&mut self, from: usize, kind: &str) {
-        let mut fresh: Vec<Mention> = Vec::new();
-        let mut kept = self.mentions.split_off(from);
-        kept.retain_mut(|(mention, category)| {
-            if category.is_some() {
-                return true;
-            }
-            *category = Some(kind.to_owned());
-            let new = fresh.len() > 64 || !fresh.contains(mention);
-            fresh.push(mention.clone());
-            new
+        if self.mentions.len() == from {
+            return;
+        }
+        let place = self.kinds.iter().rposition(|known| known == kind).unwrap_or_else(|| {
+            self.kinds.push(kind.to_owned());
+            self.kinds.len() - 1
         });
-        self.mentions.append(&mut kept);
+        let mut kept = from;
+        for at in from..self.mentions.len() {
+            let (mention, known) = &self.mentions[at];
+            let recent = &self.mentions[from.max(kept.saturating_sub(64))..kept];
+            let again =
+                |other: &(Mention, Option<usize>)| other.1 == Some(place) && other.0 == *mention;
+            if known.is_none() && recent.iter().any(again) {
+                continue;
+            }
+            self.mentions[at].1.get_or_insert(place);
+            self.mentions.swap(kept, at);
+            kept += 1;
+        }
+        self.mentions.truncate(kept);
     }
 
     fn settle(self, found: &mut Found) {
         for (mention, category) in &self.mentions {
-            let category = category.as_deref();
+            let category = category.and_then(|place| self.kinds.get(place)).map(String::as_str);
             match mention {
                 Mention::Resource(index) => self.resources[*index].count(category, found),
                 Mention::Id(id, url) => {
@@ -450,10 +510,6 @@ impl Patient {
             (false, None, None) => found.note_incomplete(),
         }
     }
-}
-
-fn is_patient_key(key: &str) -> bool {
-    matches!(key, "patient" | "subject" | "beneficiary" | "individual" | "for")
 }
 
 /// The id in `Patient/ID`, at the start or after a slash.

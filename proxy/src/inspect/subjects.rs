@@ -15,15 +15,16 @@ const MAX_ALIASES: usize = 8;
 /// How many kinds of data of a person are kept.
 const MAX_CATEGORIES: usize = 16;
 
-/// Whether it was sent, the system, the id.
-type Key = (bool, String, String);
+/// Where a person stands in the list: by system, then by id.
+type Places = HashMap<String, HashMap<String, usize>>;
 
 /// What an inspection found.
 #[derive(Clone, Debug)]
 pub(crate) struct Found {
     direction: Direction,
     subjects: Vec<Subject>,
-    places: HashMap<Key, usize>,
+    sent: Places,
+    received: Places,
     beyond: u64,
     ambiguous: bool,
     incomplete: bool,
@@ -36,7 +37,8 @@ impl Found {
         Self {
             direction,
             subjects: Vec::new(),
-            places: HashMap::new(),
+            sent: Places::new(),
+            received: Places::new(),
             beyond: 0,
             ambiguous: false,
             incomplete: false,
@@ -57,29 +59,44 @@ impl Found {
         category: Option<&str>,
         aliases: Vec<String>,
     ) {
-        let new = Subject {
+        let place = self.places(&self.direction).get(system).and_then(|ids| ids.get(id));
+        if let Some(known) = place.copied().and_then(|place| self.subjects.get_mut(place)) {
+            known.records = Some(Uint::new(known.records.map_or(0, Uint::get) + 1));
+            if let Some(category) = category
+                && !known.categories.iter().any(|known| known == category)
+            {
+                union(&mut known.categories, vec![category.to_owned()], MAX_CATEGORIES);
+            }
+            union(&mut known.aliases, aliases, MAX_ALIASES);
+            return;
+        }
+        self.merge(Subject {
             direction: self.direction.clone(),
             id: id.to_owned(),
             system: system.to_owned(),
             aliases,
             categories: category.map(str::to_owned).into_iter().collect(),
             records: Some(Uint::new(1)),
-        };
-        self.merge(new);
+        });
+    }
+
+    fn places(&self, direction: &Direction) -> &Places {
+        if *direction == Direction::Sent { &self.sent } else { &self.received }
     }
 
     fn merge(&mut self, new: Subject) {
-        let key = (new.direction == Direction::Sent, new.system.clone(), new.id.clone());
-        if let Some(&place) = self.places.get(&key) {
-            let known = &mut self.subjects[place];
+        let places = self.places(&new.direction);
+        let place = places.get(&new.system).and_then(|ids| ids.get(&new.id)).copied();
+        if let Some(known) = place.and_then(|place| self.subjects.get_mut(place)) {
             union(&mut known.aliases, new.aliases, MAX_ALIASES);
             union(&mut known.categories, new.categories, MAX_CATEGORIES);
-            let sum = |a: Option<Uint>, b: Option<Uint>| {
-                Uint::new(a.map_or(0, Uint::get) + b.map_or(0, Uint::get))
-            };
-            known.records = Some(sum(known.records, new.records));
+            let count = |records: Option<Uint>| records.map_or(0, Uint::get);
+            known.records = Some(Uint::new(count(known.records) + count(new.records)));
         } else if self.subjects.len() < MAX_SUBJECTS {
-            self.places.insert(key, self.subjects.len());
+            let sent = new.direction == Direction::Sent;
+            let places = if sent { &mut self.sent } else { &mut self.received };
+            let ids = places.entry(new.system.clone()).or_default();
+            ids.insert(new.id.clone(), self.subjects.len());
             self.subjects.push(new);
         } else {
             self.beyond += 1;
