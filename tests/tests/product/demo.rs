@@ -14,5 +14,5 @@ fn the_demo_shows_the_phi_access_report_and_ends() {
         assert!(text.contains(word), "{word} is missing in\n{text}");
     }
     assert!(!text.contains("formulary"), "a tool without patients is no PHI access:\n{text}");
-    assert!(text.contains("complete"), "the completeness line is missing:\n{text}");
+    assert!(text.contains("Complete through"), "the completeness line is missing:\n{text}");
 }
