@@ -192,6 +192,34 @@ async fn a_resent_record_is_dropped_a_late_one_fills_its_gap_and_another_one_is_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stretch_that_is_resent_is_dropped_record_by_record_and_what_is_new_in_it_is_kept() {
+    let mut site = Site::new();
+    site.put(&(0..3_000).filter(|seq| seq % 100 != 7).map(event).collect::<Vec<_>>());
+    site.store_all().await;
+    let mut again: Vec<_> = (0..3_100).map(event).collect();
+    again[2_500] = event_saying(2_500, "other");
+    site.put(&again);
+    let counts = site.store_all().await;
+    assert_eq!(counts, Counts { rows: 131, duplicates: 2_969, conflicts: 1, undecodable: 0 });
+    assert_eq!(site.store_all().await, Counts::default(), "and nothing is left to do");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_another_program_has_rewritten_without_our_tags_are_read_instead() {
+    let mut site = Site::new();
+    site.put(&[event(0), event(2)]);
+    site.store_all().await;
+    let log = site.folder.path().join("lake/events/_delta_log/00000000000000000001.json");
+    let plain = std::fs::read_to_string(&log).unwrap();
+    let untagged = plain.replace("custody.streams", "x").replace("custody.partition", "y");
+    assert_ne!(untagged, plain);
+    std::fs::write(&log, untagged).unwrap();
+    site.put(&[event(0), event(1), event_saying(2, "other")]);
+    let counts = site.store_all().await;
+    assert_eq!(counts, Counts { rows: 2, duplicates: 1, conflicts: 1, undecodable: 0 });
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_batch_of_nothing_but_duplicates_still_moves_the_position() {
     let mut site = Site::new();
     site.put(&[event(0)]);
