@@ -164,6 +164,7 @@ impl Ledger {
         Completeness {
             as_of: text(now.get()),
             complete_through: text(through),
+            through,
             held_back_by,
             silent: names(&writers, State::Silent),
             gaps: self.streams.values().map(|s| s.stored.missing()).sum(),
@@ -295,6 +296,8 @@ pub struct Completeness {
     pub as_of: String,
     /// Everything recorded up to here is in the answer.
     pub complete_through: String,
+    #[serde(skip)]
+    through: u64,
     /// The writer that keeps it from being later.
     pub held_back_by: Option<String>,
     /// Writers of which nothing was heard.
@@ -367,7 +370,8 @@ impl Completeness {
     /// One line in words.
     #[must_use]
     pub fn line(&self) -> String {
-        let mut line = format!("Complete through {}", self.complete_through);
+        let through = text(self.through / 1_000_000 * 1_000_000);
+        let mut line = format!("Complete through {through}");
         let mut add = |text: std::fmt::Arguments<'_>| {
             // Writing to a String cannot fail.
             line.write_fmt(text).unwrap_or_default();

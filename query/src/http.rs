@@ -306,6 +306,7 @@ async fn completeness(
     let completeness = edge.engine.completeness().await?;
     let mut value = serde_json::to_value(&completeness).unwrap_or_default();
     if let Some(map) = value.as_object_mut() {
+        map.insert("complete".to_owned(), completeness.is_complete().into());
         map.insert("line".to_owned(), completeness.line().into());
     }
     let mut response = Json(value).into_response();

@@ -21,6 +21,7 @@ pub mod engine;
 mod error;
 mod files;
 pub mod http;
+mod json_text;
 mod ranges;
 mod refused;
 pub mod reports;

@@ -24,6 +24,7 @@ use crate::at_least_one::AtLeastOne;
 use crate::bounded;
 use crate::catalog::{CATALOG, Names, OneCatalog, SCHEMA, Tables};
 use crate::cooperate::Cooperate;
+use crate::json_text::JsonText;
 
 /// The scheme under which plans name the stores of the lake's tables.
 const SCHEME: &str = "custody-lake";
@@ -128,6 +129,7 @@ fn only_reading(state: SessionState) -> SessionState {
     let mut seen = HashSet::new();
     let mut scalar: Vec<_> = scalar.filter(|f| seen.insert(f.name().to_owned())).collect();
     scalar.push(Arc::new(ScalarUDF::new_from_impl(AtLeastOne::new())));
+    scalar.push(Arc::new(ScalarUDF::new_from_impl(JsonText::new())));
     let series = ["generate_series", "range"];
     let tables = state.table_functions();
     let tables = tables.iter().filter(|(name, _)| series.contains(&name.as_str()));

@@ -231,10 +231,11 @@ async fn a_question_is_recorded_with_its_parameters_before_its_first_row() {
     let sql = "SELECT user_subject FROM accesses WHERE subject_id = $patient";
     assert_eq!(ask(&engine, Question::sql(sql, params)).await.unwrap().num_rows(), 1);
     // The question that reads the queries sees itself: it was durable before its first row.
-    let sql = "SELECT status, request FROM queries ORDER BY at";
+    let sql = "SELECT status, request, statement FROM queries ORDER BY at";
     let queries = lines(&engine, sql).await;
     assert_eq!(queries.len(), 2);
     assert_eq!(queries[0]["status"], "ok");
+    assert!(queries[0]["statement"].as_str().unwrap().starts_with("SELECT user_subject"));
     let request: Value = serde_json::from_str(queries[0]["request"].as_str().unwrap()).unwrap();
     assert_eq!(request["params"], json!({ "patient": "p1" }));
     assert_eq!(queries[1]["status"], "in_flight");

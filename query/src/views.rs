@@ -171,12 +171,14 @@ fn accesses() -> String {
 
 fn queries() -> String {
     format!(
-        "SELECT q.call, q.at, q.ended_at, q.status, q.user_subject, q.user_name, q.agent_id, \
+        "SELECT call, at, ended_at, status, user_subject, user_name, agent_id, roles, source_ip, \
+         method, json_text(request, 'sql') AS statement, json_text(request, 'params') AS params, \
+         duration_us, request_body, request, stream, seq FROM (SELECT q.call, q.at, q.ended_at, q.status, q.user_subject, q.user_name, q.agent_id, \
          q.roles, q.source_ip, q.method, q.duration_us, q.request_body, \
          TRY_CAST(b.bytes AS VARCHAR) AS request, q.stream, q.seq \
          FROM ({}) q LEFT JOIN (SELECT body, bytes FROM bodies \
            WHERE count = 1 AND encoding = 'identity' AND cipher = 'none') b \
-         ON q.request_body = b.body",
+         ON q.request_body = b.body)",
         pairs("query.requested", "query.denied", "query.ended")
     )
 }
@@ -256,5 +258,7 @@ pub const MEANINGS: &[(&str, &str)] = &[
     ("chunks", "how many chunks it has; NULL while none is visible"),
     ("chunks_stored", "how many of its chunks are visible"),
     ("body_status", "`stored`, `partial`, or `pending` while none is visible"),
+    ("statement", "the statement in SQL; NULL while its body is not visible"),
+    ("params", "its parameters, as JSON"),
     ("request", "statement and parameters as they were sent"),
 ];

@@ -75,7 +75,11 @@ fn gaps_fillers_duplicates_and_conflicts_are_told_apart() {
     assert_eq!((judged.undecodable, judged.behind), (1, 7));
     let line = judged.line();
     assert!(line.contains("1 event missing") && line.contains("7 entries behind"), "{line}");
-    assert!(judged.header().is_ascii() && judged.header().len() < 2000);
+    let header = judged.header();
+    assert!(header.is_ascii() && header.len() < 4000, "{header}");
+    let read: serde_json::Value = serde_json::from_str(&header).unwrap();
+    assert_eq!(read["line"], line, "the header reads back, whatever signs are in the line");
+    assert_eq!(read["complete"], false);
 }
 
 #[test]
