@@ -63,7 +63,17 @@ type Refused<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a str, (u16, i64), &'a 
 
 const EHR: &str = "/servers/ehr/mcp";
 
-const REFUSED: [Refused<'static>; 12] = [
+const MODERN: &str = r#"{"id":1,"method":"ping","params":{"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28"}}}"#;
+
+const MODERN_PING: [(&str, &str); 2] =
+    [("mcp-protocol-version", "2026-07-28"), ("mcp-method", "ping")];
+
+const SESSIONS: [(&str, &str); 2] = [("mcp-session-id", "a"), ("mcp-session-id", "b")];
+
+const REFUSED: [Refused<'static>; 15] = [
+    (EHR, &MODERN_PING, MODERN, (400, -32600), "invalid"),
+    (EHR, &[], MODERN, (400, -32020), "header_mismatch"),
+    (EHR, &SESSIONS, CALL, (400, -32020), "header_mismatch"),
     ("/servers/nope/mcp", &[], CALL, (404, 47008), "unknown_server"),
     (EHR, &[], "no json", (400, -32700), "not_json"),
     (EHR, &[], "[]", (400, -32600), "invalid"),
