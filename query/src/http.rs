@@ -17,7 +17,7 @@ use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use bytes::Bytes;
 use http::header::{
-    ACCEPT, AUTHORIZATION, CONTENT_DISPOSITION, CONTENT_TYPE, HOST, HeaderName, USER_AGENT,
+    ACCEPT, AUTHORIZATION, CONTENT_DISPOSITION, CONTENT_TYPE, HOST, HeaderName, ORIGIN, USER_AGENT,
     WWW_AUTHENTICATE,
 };
 use http::{HeaderMap, HeaderValue, StatusCode};
@@ -116,15 +116,21 @@ pub fn router(engine: Arc<Engine>, options: HttpOptions) -> Router {
         .with_state(edge)
 }
 
-/// Refuses requests for names that are not ours: another site's page must not reach us through a
-/// name that it has pointed here.
+/// Refuses requests for names that are not ours and from pages that are not ours: another site's
+/// page must not reach us, neither directly nor through a name that it has pointed here.
 async fn known_host(State(edge): State<Arc<Edge>>, request: Request, next: Next) -> Response {
     let host = request.headers().get(HOST).and_then(|host| host.to_str().ok());
     let host = host.or_else(|| request.uri().authority().map(http::uri::Authority::as_str));
+    let origin = request.headers().get(ORIGIN).map(|origin| origin.to_str().unwrap_or_default());
+    let origin = origin.map(|origin| origin.split_once("://").map_or("", |(_, host)| host));
+    if origin.is_some_and(|host| !edge.options.knows(host)) {
+        let text = "this page's origin is not configured; see [query] allowed_hosts";
+        return (StatusCode::FORBIDDEN, text).into_response();
+    }
     if host.is_some_and(|host| edge.options.knows(host)) {
         return next.run(request).await;
     }
-    let text = "this host name is not configured; see [query] hosts";
+    let text = "this host name is not configured; see [query] allowed_hosts";
     (StatusCode::MISDIRECTED_REQUEST, text).into_response()
 }
 

@@ -295,3 +295,20 @@ async fn files_that_a_filter_excludes_are_not_opened() {
     let plan = format!("{:?}", lines(&engine, sql).await);
     assert!(plan.contains("files_ranges_pruned_statistics=2 total → 1 matched"), "{plan}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_report_opens_no_file_of_openings_outside_its_period() {
+    let deployment = Deployment::new().await;
+    deployment.run(&call("ann", "read", &["p1"]), Status::Ok).await;
+    deployment.carry(Topic::Events, deployment.end_offset()).await;
+    let engine = deployment.engine().await;
+    let report = crate::reports::PhiAccess {
+        from: Some("2020-01-01".to_owned()),
+        to: Some("2020-01-31".to_owned()),
+        ..Default::default()
+    };
+    let mut question = report.question(&report.period(&jiff::tz::TimeZone::UTC).unwrap());
+    question.sql = format!("EXPLAIN ANALYZE {}", question.sql);
+    let plan = format!("{:?}", crate::testing::json(&ask(&engine, question).await.unwrap()));
+    assert!(plan.contains("files_ranges_pruned_statistics=1 total → 0 matched"), "{plan}");
+}

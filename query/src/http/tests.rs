@@ -176,6 +176,12 @@ async fn only_holders_of_a_token_may_ask_and_only_under_our_name() {
     assert_eq!(ask("ann", "[::1]:7480").await, 200);
     assert_eq!(ask("ann", "AUDIT.example:443").await, 200);
     assert_eq!(ask("ann", "evil.example").await, 421);
+    let foreign = [("authorization", "Bearer ann"), ("origin", "https://evil.example")];
+    let foreign = client.send(Method::POST, "/v1/sql", &foreign, "SELECT 1").await;
+    assert_eq!(foreign.status, StatusCode::FORBIDDEN);
+    let own = [("authorization", "Bearer ann"), ("origin", "http://localhost:7480")];
+    let own = client.send(Method::POST, "/v1/sql", &own, "SELECT 1").await;
+    assert_eq!(own.status, StatusCode::OK);
     assert_eq!(ask("eve", "localhost").await, 401);
     assert_eq!(ask("rob", "localhost").await, 403);
     let refused = client.get("/v1/reports/phi-access?from=2026-01-01&to=2026-01-01").await;
