@@ -3,7 +3,7 @@
 //! # Life of a call
 //! 1. `server` accepts the connection and reads the head; `gate` holds `Host` and `Origin`
 //!    against the names that the proxy is reached by; the path names one server.
-//! 2. `call` is the straight line from here on. [`identity`] checks the credential, the body is
+//! 2. `call` is the straight line from here on, `visit` what stops it early. [`identity`] checks the credential, the body is
 //!    read up to its limit, `envelope` reads id, method and names from its bytes (with `scan`,
 //!    the one JSON reader that decides anything), `era` holds headers against body, `session`
 //!    makes sure that a session is the caller's own.
@@ -39,6 +39,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 mod upstream;
+mod visit;
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -22,10 +22,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Proxy;
 use crate::answer::respond;
-use crate::call::{self, Visit, error};
+use crate::call::{self, error};
 use crate::errors::Failure;
 use crate::identity::Seen;
 use crate::payload::Payload;
+use crate::visit::Visit;
 
 /// The longest head of a request.
 const MAX_HEAD_BYTES: usize = 64 << 10;

@@ -8,6 +8,7 @@
 //! anybody was recognised, so that the report never misses it.
 
 mod fhir;
+mod patients;
 mod rules;
 mod subjects;
 

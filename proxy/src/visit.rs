@@ -1,0 +1,309 @@
+//! A request as it came through the door, and whether it may go on.
+//!
+//! Everything is decided here before policy is asked: whether the body is one message that can be
+//! read in one way only, whether headers and body agree, whether the session is the caller's own.
+//! A refusal is recorded before it is given.
+
+use std::borrow::Cow;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use custody_schemas::event::{ClientClaimed, What, Who};
+use custody_schemas::id::Hash;
+use custody_schemas::words::Activity;
+use http::{HeaderMap, Response, header};
+use hyper::body::Incoming;
+
+use crate::answer::{Unread, read_whole, within};
+use crate::call::{Asked, Exchange, error};
+use crate::envelope::{Envelope, EnvelopeError, Look, Shape};
+use crate::era::{self, Era, SESSION_HEADER, Spoken};
+use crate::errors::Failure;
+use crate::identity::{Caller, Seen};
+use crate::inspect::{self, Found};
+use crate::payload::Payload;
+use crate::record::Facts;
+use crate::session::{self, Foreign};
+use crate::upstream::media_type;
+use crate::{Proxy, Served};
+
+/// A request as it came through the door.
+pub(crate) struct Visit {
+    pub(crate) proxy: Arc<Proxy>,
+    /// Who came on this connection before.
+    pub(crate) seen: Arc<Seen>,
+    pub(crate) headers: HeaderMap,
+    /// The server's name in the path.
+    pub(crate) server: String,
+    /// That server, if there is one.
+    pub(crate) served: Option<Arc<Served>>,
+    /// The hash of the session that the client names.
+    pub(crate) session: Option<Hash>,
+}
+
+/// Why a request goes no further.
+pub(crate) struct Stop {
+    pub(crate) failure: Failure,
+    pub(crate) note: Option<Cow<'static, str>>,
+}
+
+impl From<Failure> for Stop {
+    fn from(failure: Failure) -> Self {
+        Self { failure, note: None }
+    }
+}
+
+impl Stop {
+    fn because(failure: Failure, note: impl Into<Cow<'static, str>>) -> Self {
+        Self { failure, note: Some(note.into()) }
+    }
+}
+
+/// What becomes of a message.
+pub(crate) enum Judged<'v> {
+    /// It goes no further.
+    Refused(Denial),
+    /// It is a request.
+    Call(Exchange<'v>, Asked, Facts),
+    /// It is a notification, or an answer to a server's request.
+    Other(Exchange<'v>, Facts),
+}
+
+/// A refusal, ready to be recorded and given.
+pub(crate) struct Denial {
+    stop: Stop,
+    facts: Facts,
+    id: Option<String>,
+    request: Option<Bytes>,
+}
+
+fn not_a_message(wrong: EnvelopeError) -> Stop {
+    let failure = match wrong {
+        EnvelopeError::Json(_) => Failure::NotJson,
+        EnvelopeError::Batch | EnvelopeError::NotObject | EnvelopeError::Type(_) => {
+            Failure::Invalid
+        }
+    };
+    Stop::because(failure, wrong.to_string())
+}
+
+impl Visit {
+    /// A request for the server called `server`.
+    pub(crate) fn new(
+        proxy: Arc<Proxy>,
+        seen: Arc<Seen>,
+        headers: HeaderMap,
+        server: &str,
+    ) -> Self {
+        let session = headers.get(SESSION_HEADER);
+        let session = session.map(|id| session::hash(server, id.as_bytes()));
+        let served = proxy.servers.get(server).map(Arc::clone);
+        Self { proxy, seen, headers, server: server.to_owned(), served, session }
+    }
+
+    /// Twins matter everywhere in what goes to a server with protected data.
+    fn look(&self) -> Look {
+        match &self.served {
+            Some(served) if !served.server.phi => Look::Policy,
+            _ => Look::Everywhere,
+        }
+    }
+
+    pub(crate) async fn read_body(&self, body: &mut Incoming) -> Result<Bytes, Stop> {
+        let declared = media_type(&self.headers);
+        if !declared.eq_ignore_ascii_case("application/json")
+            || self.headers.contains_key(header::CONTENT_ENCODING)
+        {
+            return Err(Failure::UnsupportedMediaType.into());
+        }
+        let reading = read_whole(body, self.proxy.max_message_bytes);
+        let read = within(self.proxy.limits.body, reading).await;
+        read.map_err(|unread| match unread {
+            Unread::TooLong => Failure::TooLarge.into(),
+            Unread::TimedOut => Failure::BodyTimeout.into(),
+            Unread::Broken => Stop::because(Failure::Invalid, "the body broke off"),
+        })
+    }
+
+    /// Reads a message and decides what becomes of it.
+    pub(crate) fn judge(&self, caller: &Caller, bytes: &Bytes) -> Judged<'_> {
+        let envelope = match Envelope::read(bytes, self.look()) {
+            Ok(envelope) => envelope,
+            Err(wrong) => {
+                let stop = not_a_message(wrong);
+                let nothing = Envelope::default();
+                return Judged::Refused(self.denial(caller, stop, &nothing, Some(bytes)));
+            }
+        };
+        let (exchange, spoken) = match self.admit(caller, &envelope) {
+            Ok(admitted) => admitted,
+            Err(stop) => {
+                return Judged::Refused(self.denial(caller, stop, &envelope, Some(bytes)));
+            }
+        };
+        let facts = exchange.facts(&envelope, &spoken, bytes);
+        if envelope.shape() != Shape::Request {
+            return Judged::Other(exchange, facts);
+        }
+        let asked = Asked {
+            id: envelope.id.unwrap_or("null").to_owned(),
+            era: spoken.era,
+            tool: envelope.name.as_deref().map(str::to_owned),
+        };
+        Judged::Call(exchange, asked, facts)
+    }
+
+    /// Everything that a message must be before policy is asked.
+    fn admit<'v>(
+        &'v self,
+        caller: &Caller,
+        envelope: &Envelope<'_>,
+    ) -> Result<(Exchange<'v>, Spoken), Stop> {
+        let served = self.served.as_ref().ok_or(Failure::UnknownServer)?;
+        if let Some(key) = &envelope.twin {
+            let key: String = key.chars().take(64).collect();
+            return Err(Stop::because(Failure::TwinKeys, format!("{key:?}")));
+        }
+        match envelope.shape() {
+            Shape::Request | Shape::Response => {}
+            Shape::Notification if envelope.method().starts_with("notifications/") => {}
+            Shape::Notification => {
+                return Err(Stop::because(Failure::Invalid, "a request needs an id"));
+            }
+            Shape::Unclear => {
+                return Err(Stop::because(
+                    Failure::Invalid,
+                    "a message is either a method with params or an id with a result or error",
+                ));
+            }
+        }
+        let spoken = era::check(&self.headers, envelope)
+            .map_err(|note| Stop::because(Failure::HeaderMismatch, note))?;
+        if spoken.era == Era::Modern && !envelope.version_2 {
+            return Err(Stop::because(Failure::Invalid, "jsonrpc must be \"2.0\""));
+        }
+        Ok((self.enter(caller, served, envelope)?, spoken))
+    }
+
+    /// Finds the session, which must be the caller's own.
+    pub(crate) fn enter<'v>(
+        &'v self,
+        caller: &Caller,
+        served: &'v Arc<Served>,
+        envelope: &Envelope<'_>,
+    ) -> Result<Exchange<'v>, Stop> {
+        if self.headers.get_all(SESSION_HEADER).iter().nth(1).is_some() {
+            return Err(Stop::because(Failure::HeaderMismatch, "Mcp-Session-Id stands twice"));
+        }
+        let known = match self.session {
+            None => None,
+            Some(id) => match self.proxy.sessions.get(id, caller.principal) {
+                Ok(session) => session.claimed.clone(),
+                Err(Foreign) if caller.is_nobody() => None,
+                Err(Foreign) => return Err(Failure::UnknownSession.into()),
+            },
+        };
+        let owned = |text: &Option<Cow<'_, str>>| text.as_deref().map(str::to_owned);
+        let claimed = owned(&envelope.client.name)
+            .map(|name| ClientClaimed { name, version: owned(&envelope.client.version) });
+        Ok(Exchange { visit: self, served, caller: caller.clone(), claimed: claimed.or(known) })
+    }
+
+    /// The refusal of somebody who is not known, of whose request only the head was read.
+    pub(crate) fn stranger(&self, failure: Failure) -> Denial {
+        let nothing = Envelope::default();
+        self.deny(&Arc::default(), failure.into(), &nothing, None)
+    }
+
+    /// The refusal of a caller's request.
+    pub(crate) fn denial(
+        &self,
+        caller: &Caller,
+        stop: Stop,
+        envelope: &Envelope<'_>,
+        request: Option<&Bytes>,
+    ) -> Denial {
+        self.deny(&caller.who, stop, envelope, request)
+    }
+
+    fn deny(
+        &self,
+        who: &Arc<Who>,
+        stop: Stop,
+        envelope: &Envelope<'_>,
+        request: Option<&Bytes>,
+    ) -> Denial {
+        let protocol = era::check(&self.headers, envelope).map(|spoken| spoken.protocol).ok();
+        let found = match (&self.served, request) {
+            (Some(served), Some(bytes)) => inspect::sent(&served.server.rules, envelope, bytes),
+            _ => Found::none(),
+        };
+        let facts = Facts {
+            who: self.seen.who(who, &self.headers, None),
+            what: Arc::new(self.what(envelope, protocol)),
+            prev: None,
+            leaving_cancels: false,
+            phi: false,
+            found,
+        };
+        let id = envelope.id.filter(|_| envelope.method.is_some()).map(str::to_owned);
+        Denial { stop, facts, id, request: request.cloned() }
+    }
+
+    /// Records a refusal and gives it to the client. Boxed, for it is rare and large.
+    pub(crate) fn refuse(
+        &self,
+        denial: Denial,
+    ) -> Pin<Box<dyn Future<Output = Response<Payload>> + Send + '_>> {
+        Box::pin(async move {
+            let Denial { stop, facts, id, request } = denial;
+            let id = id.as_deref();
+            match self.proxy.recorder.deny(stop.failure, &facts, request).await {
+                Ok(call) => error(stop.failure, id, Some(call), stop.note.as_deref()),
+                Err(_) => error(Failure::AuditUnavailable, id, None, None),
+            }
+        })
+    }
+
+    /// What is called, in the words of a record.
+    pub(crate) fn what(&self, envelope: &Envelope<'_>, protocol: Option<String>) -> What {
+        let owned = |text: &Option<Cow<'_, str>>| text.as_deref().map(str::to_owned);
+        let method = envelope.method.as_deref();
+        let name = |wanted: &str| owned(&envelope.name).filter(|_| method == Some(wanted));
+        let served = self.served.as_deref().map(|served| &served.server);
+        let rule = served.and_then(|server| server.rules.activity(envelope.name.as_deref()));
+        let header = self.headers.get("traceparent").and_then(|value| value.to_str().ok());
+        What {
+            activity: rule.or_else(|| activity(method?)),
+            method: owned(&envelope.method),
+            prompt: name("prompts/get"),
+            protocol: protocol.filter(|protocol| !protocol.is_empty()),
+            recipient: served.and_then(|server| server.recipient.clone()),
+            resource: owned(&envelope.uri),
+            rpc_id: envelope.id.map(str::to_owned),
+            server: Some(self.server.clone()),
+            session: self.session,
+            tool: name("tools/call"),
+            tool_definition: None,
+            trace: owned(&envelope.trace).or_else(|| header.map(str::to_owned)),
+            transport: Some("streamable-http".to_owned()),
+        }
+    }
+}
+
+/// What a method does to data, where its name says so.
+fn activity(method: &str) -> Option<Activity> {
+    match method {
+        "tools/call" => Some(Activity::E),
+        "resources/read"
+        | "resources/list"
+        | "resources/subscribe"
+        | "prompts/get"
+        | "completion/complete"
+        | "tasks/get"
+        | "tasks/list"
+        | "tasks/result" => Some(Activity::R),
+        _ => None,
+    }
+}
