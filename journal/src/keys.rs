@@ -129,7 +129,7 @@ impl Keys {
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let key_name = format!("{}/{name}", self.deployment);
-                let (signer, text) = make(&key_name)
+                let (signer, text) = Signer::from_seed(&key_name, &rand::random())
                     .map_err(|source| KeysError::Key { path: path.clone(), source })?;
                 store(&self.dir, &path, &text).map_err(io)?;
                 tracing::info!(path = %path.display(), vkey = signer.vkey(), "made a key");
@@ -138,19 +138,6 @@ impl Keys {
             Err(error) => Err(io(error)),
         }
     }
-}
-
-/// A new key and its private text. A text that does not read back is thrown away for another:
-/// about half of them, those with a `+` in their last part, are not read by every parser.
-fn make(name: &str) -> Result<(Signer, String), KeyError> {
-    let mut made = Signer::from_seed(name, &rand::random());
-    for _ in 0..64 {
-        if made.is_ok() {
-            break;
-        }
-        made = Signer::from_seed(name, &rand::random());
-    }
-    made
 }
 
 /// Lists the writer's key; whether anything changed.

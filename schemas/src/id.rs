@@ -203,13 +203,34 @@ impl<const N: usize> FromStr for Bytes<N> {
 
     fn from_str(text: &str) -> Result<Self, ParseIdError> {
         let mut bytes = [0u8; N];
-        let lower = !text.bytes().any(|b| b.is_ascii_uppercase());
-        match hex::decode_to_slice(text, &mut bytes) {
-            Ok(()) if lower => Ok(Self(bytes)),
-            _ => Err(ParseIdError::new("lower-case hexadecimal digits", text)),
+        let wrong = || ParseIdError::new("lower-case hexadecimal digits", text);
+        let (pairs, []) = text.as_bytes().as_chunks::<2>() else { return Err(wrong()) };
+        if pairs.len() != N {
+            return Err(wrong());
         }
+        let mut seen = 0;
+        for (byte, [high, low]) in bytes.iter_mut().zip(pairs) {
+            let (high, low) = (DIGIT[usize::from(*high)], DIGIT[usize::from(*low)]);
+            seen |= high | low;
+            *byte = (high << 4) | (low & 0x0f);
+        }
+        // Values of digits have no high bits.
+        if seen & 0xf0 == 0 { Ok(Self(bytes)) } else { Err(wrong()) }
     }
 }
+
+/// The value of each lower-case hexadecimal digit; 255 for every other byte. Reading records is
+/// mostly reading hashes, and a table is twice as fast as comparing.
+const DIGIT: [u8; 256] = {
+    let mut table = [0xff; 256];
+    let digits = b"0123456789abcdef";
+    let mut value = 0;
+    while value < 16 {
+        table[digits[value as usize] as usize] = value;
+        value += 1;
+    }
+    table
+};
 
 impl fmt::Display for StreamId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -285,5 +306,30 @@ impl<'de> Deserialize<'de> for CallId {
 impl<'de, const N: usize> Deserialize<'de> for Bytes<N> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_str(FromText(std::marker::PhantomData))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hexadecimal_reads_back_and_nothing_else_is_read() {
+        let all: Vec<u8> = (0..=255).collect();
+        for bytes in all.as_chunks::<16>().0 {
+            let id = Bytes(*bytes);
+            assert_eq!(id.to_string().parse(), Ok(id));
+        }
+        let good = Bytes([0xab; 16]).to_string();
+        for at in 0..good.len() {
+            for wrong in ['G', 'A', '/', ':', '`', 'g', ' '] {
+                let mut text = good.clone();
+                text.replace_range(at..=at, &wrong.to_string());
+                assert!(text.parse::<Bytes<16>>().is_err(), "{text}");
+            }
+        }
+        for wrong in ["", "a", &good[1..], &good[2..], &format!("{good}00")] {
+            assert!(wrong.parse::<Bytes<16>>().is_err(), "{wrong}");
+        }
     }
 }

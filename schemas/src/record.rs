@@ -185,11 +185,16 @@ pub fn decode(bytes: &[u8]) -> Decoded {
     if bytes.len() > MAX_RECORD_BYTES {
         return Decoded::Undecodable { problem: format!("{} bytes are too long", bytes.len()) };
     }
-    match serde_json::from_slice::<Event>(bytes) {
-        Ok(event) => Decoded::Event(Box::new(event)),
-        Err(error) => match serde_json::from_slice::<Identity>(bytes) {
-            Ok(identity) => Decoded::Identified { identity, problem: error.to_string() },
-            Err(error) => Decoded::Undecodable { problem: error.to_string() },
-        },
+    // Checked once for the whole record, which is faster than string by string.
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return Decoded::Undecodable { problem: "the bytes are not UTF-8".to_owned() };
+    };
+    let problem = match serde_json::from_str::<Event>(text) {
+        Ok(event) => return Decoded::Event(Box::new(event)),
+        Err(error) => error.to_string(),
+    };
+    match serde_json::from_str::<Identity>(text) {
+        Ok(identity) => Decoded::Identified { identity, problem },
+        Err(error) => Decoded::Undecodable { problem: error.to_string() },
     }
 }

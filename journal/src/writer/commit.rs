@@ -259,7 +259,7 @@ impl Committer {
         self.lane.make_way((self.orphans.len() + 1) * USUAL_RECORD).map_err(unavailable)?;
         let noted_in = self.lane.begun();
         if !self.open.is_empty() && self.noted_in != noted_in {
-            let note = state::encode(None, &super::tree::Frontier::default(), &self.open);
+            let note = state::encode(None, &custody_schemas::seal::Tree::default(), &self.open);
             self.batch.push(FrameKind::State, &[], &note);
         }
         let mut run = Run::new(stream.clone());

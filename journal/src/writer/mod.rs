@@ -21,7 +21,6 @@ mod slot;
 mod state;
 #[cfg(test)]
 mod tests;
-mod tree;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};

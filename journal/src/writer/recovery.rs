@@ -18,11 +18,11 @@ use custody_schemas::words::Status;
 
 use super::Previous;
 use super::state::State;
-use super::tree::Frontier;
 use crate::ReadError;
 use crate::file::format::{FrameKind, SEGMENT_HEADER, take_frame};
 use crate::file::segment::{Segment, Step};
 use crate::file::shelf::{Shelf, Stored};
+use custody_schemas::seal::Tree;
 
 const SIGNED: &str = "signed";
 const SIGNED_BYTES: usize = 256;
@@ -71,7 +71,7 @@ fn previous(state: &State, signed: Option<(StreamId, u64)>) -> Option<Previous> 
         // runs are UUIDv7, so they sort by time
         (Some(found), Some((stream, _))) if found.stream.run() > stream.run() => Some(found),
         (_, Some((stream, lost))) => {
-            let root = Frontier::default().root();
+            let root = Tree::default().root();
             Some(Previous { stream, size: 0, root, clean: false, lost })
         }
         (found, None) => found,

@@ -15,16 +15,16 @@ use custody_schemas::seal::checkpoint::{Checkpoint, MAX_LEAVES, Message, origin}
 use custody_schemas::seal::key::{KeyError, Signer};
 use uuid::Uuid;
 
-use super::tree::Frontier;
 use super::{Previous, WriterOptions};
+use custody_schemas::seal::Tree;
 
 /// The stream that is being written.
 #[derive(Debug)]
 pub(crate) struct Run {
     /// Its name.
     pub(crate) stream: StreamId,
-    tree: Frontier,
-    durable: Frontier,
+    tree: Tree,
+    durable: Tree,
     last_at: u64,
     /// Leaves since the last checkpoint.
     since: Vec<Leaf>,
@@ -39,8 +39,8 @@ impl Run {
         let now = Instant::now();
         Self {
             stream,
-            tree: Frontier::default(),
-            durable: Frontier::default(),
+            tree: Tree::default(),
+            durable: Tree::default(),
             last_at: 0,
             since: Vec::new(),
             started: now,
@@ -117,7 +117,7 @@ impl Run {
     }
 
     /// The tree of what is durable.
-    pub(crate) fn durable_tree(&self) -> &Frontier {
+    pub(crate) fn durable_tree(&self) -> &Tree {
         &self.durable
     }
 

@@ -11,8 +11,8 @@ use custody_schemas::id::{CallId, StreamId};
 use custody_schemas::kind::Kind;
 use custody_schemas::record::{Decoded, Identity, decode};
 
-use super::tree::Frontier;
 use super::{is_ending, is_opening};
+use custody_schemas::seal::Tree;
 
 /// The note's version.
 const VERSION: u8 = 1;
@@ -23,7 +23,7 @@ pub(crate) struct State {
     /// The run's stream; none before the first.
     pub(crate) stream: Option<StreamId>,
     /// Its tree.
-    pub(crate) tree: Frontier,
+    pub(crate) tree: Tree,
     /// Whether its last record closed it.
     pub(crate) closed: bool,
     /// The openings of calls without an ending.
@@ -33,7 +33,7 @@ pub(crate) struct State {
 /// version ‖ stream length (u8) ‖ stream ‖ tree ‖ for every open call: length (u32) ‖ record.
 pub(crate) fn encode(
     stream: Option<&StreamId>,
-    tree: &Frontier,
+    tree: &Tree,
     open: &HashMap<CallId, Vec<u8>>,
 ) -> Vec<u8> {
     let stream = stream.map_or("", |stream| stream.as_str());
@@ -56,7 +56,7 @@ impl State {
             "" => None,
             stream => Some(stream.parse().ok()?),
         };
-        let (tree, mut rest) = Frontier::decode(rest)?;
+        let (tree, mut rest) = Tree::decode(rest)?;
         let mut open = HashMap::new();
         while !rest.is_empty() {
             let (len, behind) = rest.split_first_chunk::<4>()?;
@@ -78,7 +78,7 @@ impl State {
         };
         if identity.kind == Kind::StreamOpened {
             self.stream = Some(identity.stream.clone());
-            self.tree = Frontier::default();
+            self.tree = Tree::default();
         }
         let follows = self.stream.as_ref() == Some(&identity.stream);
         if !follows || identity.seq.get() != self.tree.size() {

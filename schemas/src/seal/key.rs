@@ -105,3 +105,30 @@ pub fn open(note: &str, vkeys: &[&str]) -> Result<String, KeyError> {
     note.verify(&VerifierList::new(verifiers)).map_err(wrong)?;
     String::from_utf8(note.text().to_vec()).map_err(|e| KeyError::Note(e.to_string()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_reads_back_whatever_base64_makes_of_it() {
+        let mut with_plus = 0;
+        for i in 0..=255u8 {
+            let (signer, text) = Signer::from_seed("a.example/edge-1", &[i; 32]).unwrap();
+            with_plus += usize::from(text.matches('+').count() > 4);
+            assert_eq!(Signer::parse(&text).unwrap().vkey(), signer.vkey());
+            let note = signer.sign("text\n").unwrap();
+            assert_eq!(open(&note, &[signer.vkey()]).unwrap(), "text\n");
+        }
+        assert!(with_plus > 0, "a plus sign is what once was read wrongly");
+    }
+
+    #[test]
+    fn a_key_is_never_printed() {
+        let (signer, text) = Signer::from_seed("a.example/edge-1", &[7; 32]).unwrap();
+        let secret = text.rsplit('+').next().unwrap();
+        assert!(!format!("{signer:?}").contains(secret));
+        let error = Signer::parse(&text[..text.len() - 2]).unwrap_err().to_string();
+        assert!(!error.contains(&secret[..8]), "{error}");
+    }
+}

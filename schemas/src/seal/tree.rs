@@ -1,16 +1,15 @@
 //! The RFC 6962 tree of a stream, grown leaf by leaf and kept as its frontier only.
 
 use sha2::{Digest, Sha256};
-use tlog_tiles::{Hash as Node, node_hash, record_hash};
 
 use super::Leaf;
 use crate::id::{Bytes, Hash};
 
 /// A growing tree: its size and the roots of its perfect subtrees, largest first.
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tree {
     size: u64,
-    frontier: Vec<Node>,
+    frontier: Vec<[u8; 32]>,
 }
 
 impl Tree {
@@ -28,11 +27,12 @@ impl Tree {
 
     /// Adds a leaf on the right.
     pub fn push(&mut self, leaf: &Leaf) {
-        let mut node = record_hash(leaf.as_bytes());
+        let mut node =
+            Sha256::new().chain_update([0]).chain_update(leaf.as_bytes()).finalize().into();
         // One bit of the size that goes from 1 to 0 is one pair of equal subtrees that join.
         for _ in 0..self.size.trailing_ones() {
             if let Some(left) = self.frontier.pop() {
-                node = node_hash(left, node);
+                node = join(left, node);
             }
         }
         self.frontier.push(node);
@@ -43,19 +43,44 @@ impl Tree {
     #[must_use]
     pub fn root(&self) -> Hash {
         let right_to_left = self.frontier.iter().rev().copied();
-        let root = right_to_left.reduce(|right, left| node_hash(left, right));
-        Bytes(root.map_or_else(|| Sha256::digest([]).into(), |node| node.0))
+        let root = right_to_left.reduce(|right, left| join(left, right));
+        Bytes(root.unwrap_or_else(|| Sha256::digest([]).into()))
+    }
+
+    /// Appends the size (u64, little endian) and the frontier, largest subtree first; how many
+    /// nodes there are follows from the size.
+    pub fn encode(&self, bytes: &mut Vec<u8>) {
+        bytes.extend_from_slice(&self.size.to_le_bytes());
+        for node in &self.frontier {
+            bytes.extend_from_slice(node);
+        }
+    }
+
+    /// The reverse of [`encode`](Self::encode), and what stands behind it; nothing when the bytes
+    /// are too few.
+    #[must_use]
+    pub fn decode(bytes: &[u8]) -> Option<(Self, &[u8])> {
+        let (size, mut rest) = bytes.split_first_chunk::<8>()?;
+        let size = u64::from_le_bytes(*size);
+        let mut frontier = Vec::new();
+        for _ in 0..size.count_ones() {
+            let (node, behind) = rest.split_first_chunk::<32>()?;
+            frontier.push(*node);
+            rest = behind;
+        }
+        Some((Self { size, frontier }, rest))
     }
 }
 
-impl std::fmt::Debug for Tree {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Tree {{ size: {}, root: {} }}", self.size, self.root())
-    }
+/// The hash of an inner node (RFC 6962 § 2.1).
+fn join(left: [u8; 32], right: [u8; 32]) -> [u8; 32] {
+    Sha256::new().chain_update([1]).chain_update(left).chain_update(right).finalize().into()
 }
 
 #[cfg(test)]
 mod tests {
+    use tlog_tiles::Hash as Node;
+
     use super::*;
 
     struct Stored(Vec<Node>);
@@ -79,6 +104,11 @@ mod tests {
             stored.0.extend(tlog_tiles::stored_hashes(i, &data, &stored).unwrap());
             let expected = tlog_tiles::tree_hash(i + 1, &stored).unwrap();
             assert_eq!(tree.root().0, expected.0, "size {}", i + 1);
+            let mut bytes = Vec::new();
+            tree.encode(&mut bytes);
+            assert_eq!(Tree::decode(&bytes[..bytes.len() - 1]), None);
+            bytes.push(7);
+            assert_eq!(Tree::decode(&bytes), Some((tree.clone(), &[7][..])));
         }
     }
 }
