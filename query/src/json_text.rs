@@ -60,7 +60,9 @@ fn under(object: &str, key: &str) -> Option<String> {
     match object.remove(key)? {
         Value::Null => None,
         Value::String(text) => Some(text),
-        other => Some(other.to_string()),
+        other @ (Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_)) => {
+            Some(other.to_string())
+        }
     }
 }
 

@@ -211,7 +211,7 @@ const QUARANTINE: &str = "SELECT journaled_at, entry, problem, stream, seq, reco
     journal_partition, journal_offset \
     FROM events WHERE entry IN ('undecodable', 'conflict') OR problem IS NOT NULL";
 
-const CHECKPOINTS: &str = "SELECT journaled_at, stream, seq, record, raw, journal_partition, \
+const CHECKPOINTS: &str = "SELECT journaled_at, stream, detail, raw, journal_partition, \
     journal_offset FROM events WHERE entry = 'checkpoint'";
 
 const CALL_BODIES: &str = "SELECT r.call, r.at, r.part, r.body, r.bytes, \
