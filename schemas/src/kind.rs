@@ -11,7 +11,7 @@ pub enum Kind {
     CallRequested,
     /// A call was refused by identity or policy; its only event.
     CallDenied,
-    /// A call ended, see [`Status`](crate::event::Status).
+    /// A call ended, see [`Status`](crate::words::Status).
     CallEnded,
     /// Data subjects of a call beyond those in its ending.
     SubjectsListed,

@@ -95,10 +95,7 @@ impl<'t> Document<'t> {
             None => return Section::new(name, 0, overrides),
         };
         let mut section = Section::new(name, line, overrides);
-        match value.into_inner() {
-            DeValue::Table(table) => self.fill(&mut section, table),
-            other => self.mistake(line, format!("[{name}] must be a table, not {}", a(&other))),
-        }
+        self.fill_from(&mut section, value.into_inner());
         section
     }
 
@@ -132,10 +129,7 @@ impl<'t> Document<'t> {
         let name = format!("{}.{key}", section.name);
         let (line, value) = section.take(key)?;
         let mut inner = Section::new(&name, line, BTreeMap::new());
-        match value.into_inner() {
-            DeValue::Table(table) => self.fill(&mut inner, table),
-            other => self.mistake(line, format!("{name} must be a table, not {}", a(&other))),
-        }
+        self.fill_from(&mut inner, value.into_inner());
         Some(inner)
     }
 
@@ -157,16 +151,17 @@ impl<'t> Document<'t> {
         for item in items {
             let line = self.line(&item.span());
             let mut section = Section::new(name, line, BTreeMap::new());
-            match item.into_inner() {
-                DeValue::Table(table) => self.fill(&mut section, table),
-                other => self.mistake(line, format!("{name} must hold tables, not {}", a(&other))),
-            }
+            self.fill_from(&mut section, item.into_inner());
             sections.push(section);
         }
         sections
     }
 
-    fn fill(&self, section: &mut Section<'t>, table: DeTable<'t>) {
+    fn fill_from(&mut self, section: &mut Section<'t>, value: DeValue<'t>) {
+        let DeValue::Table(table) = value else {
+            let text = format!("[{}] must be a table, not {}", section.name, a(&value));
+            return self.mistake(section.line, text);
+        };
         for (key, value) in table {
             let line = self.line(&key.span());
             section.entries.push((key.into_inner().into_owned(), line, value));
@@ -289,9 +284,9 @@ impl<'t> Section<'t> {
             format!("a size like \"16 MiB\", {} to {} bytes", bounds.start(), bounds.end());
         let within = |n: u64| bounds.contains(&n).then_some(n);
         let parse = |text: &str| size(text).and_then(within);
-        let value = |v: &DeValue<'t>| match v {
-            DeValue::Integer(n) => n.as_str().replace('_', "").parse().ok().and_then(within),
-            _ => v.as_str().and_then(size).and_then(within),
+        let value = |v: &DeValue<'t>| {
+            let number = v.as_integer().and_then(|n| n.as_str().replace('_', "").parse().ok());
+            number.or_else(|| v.as_str().and_then(size)).and_then(within)
         };
         self.scalar(document, key, &expected, parse, value).map(|at| at.value)
     }
@@ -329,11 +324,10 @@ impl<'t> Section<'t> {
 }
 
 fn a(value: &DeValue<'_>) -> String {
-    match value {
-        DeValue::String(text) => format!("{text:?}"),
-        DeValue::Integer(n) => n.to_string(),
-        other => format!("a {}", other.type_str()),
+    if let Some(text) = value.as_str() {
+        return format!("{text:?}");
     }
+    value.as_integer().map_or_else(|| format!("a {}", value.type_str()), ToString::to_string)
 }
 
 /// `16 MiB`, `4GiB`, `512 kB`, `100`.

@@ -74,8 +74,6 @@ pub struct Server {
     pub phi: bool,
     /// Who is behind it.
     pub recipient: Option<Recipient>,
-    /// Whether calls may run unaudited when auditing fails.
-    pub allow_and_alert: bool,
     /// What to look for in its messages.
     pub rules: Vec<Rule>,
 }
@@ -134,8 +132,6 @@ pub struct Journal {
     pub max_bytes: u64,
     /// Length of one segment file.
     pub segment_bytes: u64,
-    /// How long what is already in the lake is kept.
-    pub keep_hours: u64,
 }
 
 /// The tables.

@@ -150,30 +150,28 @@ fn server<'t>(d: &mut Document<'t>, mut s: Section<'t>) -> Option<Server> {
         );
     }
     let phi = s.boolean(d, "phi").unwrap_or(true);
-    let allow_and_alert = on_audit_failure(d, &mut s, phi);
+    on_audit_failure(d, &mut s, phi);
     let recipient = d.subsection(&mut s, "recipient").and_then(|r| recipient(d, r));
     let rules = d.subsections(&mut s, "rule").into_iter().map(|r| rule(d, r)).collect();
     d.finish_section(s);
     let (name, url) = (name?.value, url?.value);
-    Some(Server { name, url, phi, recipient, allow_and_alert, rules })
+    Some(Server { name, url, phi, recipient, rules })
 }
 
-fn on_audit_failure<'t>(d: &mut Document<'t>, s: &mut Section<'t>, phi: bool) -> bool {
-    let Some(At { line, value }) = s.text(d, "on_audit_failure") else { return false };
+/// Only `deny` can be had in this version; the other word is told apart for `phi` servers.
+fn on_audit_failure<'t>(d: &mut Document<'t>, s: &mut Section<'t>, phi: bool) {
+    let Some(At { line, value }) = s.text(d, "on_audit_failure") else { return };
     match value.as_str() {
-        "deny" => false,
-        "allow_and_alert" if phi => {
-            d.mistake(line, "on_audit_failure = \"allow_and_alert\" is refused for a server with phi = true (or unset): a call that touches patients must never run unrecorded");
-            false
-        }
-        "allow_and_alert" => {
-            d.mistake(line, "on_audit_failure = \"allow_and_alert\" is not in this version yet; leave it out, which denies");
-            false
-        }
-        _ => {
-            d.mistake(line, format!("server.on_audit_failure must be \"deny\", not {value:?}"));
-            false
-        }
+        "deny" => {}
+        "allow_and_alert" if phi => d.mistake(
+            line,
+            "on_audit_failure = \"allow_and_alert\" is refused for a server with phi = true (or unset): a call that touches patients must never run unrecorded",
+        ),
+        "allow_and_alert" => d.mistake(
+            line,
+            "on_audit_failure = \"allow_and_alert\" is not in this version yet; leave it out, which denies",
+        ),
+        _ => d.mistake(line, format!("server.on_audit_failure must be \"deny\", not {value:?}")),
     }
 }
 
@@ -272,9 +270,8 @@ fn journal(d: &mut Document<'_>) -> Journal {
     if max_bytes < 8 * segment_bytes {
         d.mistake(s.line(), "journal.max_bytes must be at least eight times journal.segment_bytes");
     }
-    let keep_hours = s.integer(d, "keep_hours", 0..=24 * 365).unwrap_or(72);
     d.finish_section(s);
-    Journal { max_bytes, segment_bytes, keep_hours }
+    Journal { max_bytes, segment_bytes }
 }
 
 fn lake(d: &mut Document<'_>, deployment: &Deployment) -> Lake {

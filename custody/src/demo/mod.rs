@@ -98,7 +98,6 @@ fn server(record: SocketAddr) -> Server {
             address: None,
             relation: Some("internal".to_owned()),
         }),
-        allow_and_alert: false,
         rules: vec![
             Rule { phi: Some(false), ..rule("formulary") },
             Rule {
@@ -135,14 +134,15 @@ fn show(calls: usize, report: &str) -> anyhow::Result<()> {
 fn invite(product: &Product, secrets: &[(&'static str, String)]) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     let query = product.query;
+    let custody = std::env::args().next().unwrap_or_else(|| "custody".to_owned());
     writeln!(out, "Open   http://{query}   in a browser, or try in another terminal:\n")?;
     writeln!(
         out,
-        "  custody sql --url http://{query} \"SELECT agent_id, tool, status, count(*) AS calls FROM calls GROUP BY ALL ORDER BY 1, 2\""
+        "  {custody} sql --url http://{query} \"SELECT agent_id, tool, status, count(*) AS calls FROM calls GROUP BY ALL ORDER BY 1, 2\""
     )?;
     writeln!(
         out,
-        "  custody sql --url http://{query} \"SELECT at, statement, status FROM queries\""
+        "  {custody} sql --url http://{query} \"SELECT at, statement, status FROM queries\""
     )?;
     if let Some((agent, secret)) = secrets.first() {
         writeln!(out, "\nConnect an agent of your own as {agent}:")?;

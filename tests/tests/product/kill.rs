@@ -90,11 +90,11 @@ async fn answered_calls_are_in_sql_exactly_once_after_every_kill() {
             unknown += 1;
         }
     }
+    let gaps = "SELECT count(*) FROM (SELECT stream, max(seq) + 1 - count(*) AS missing FROM events WHERE entry = 'event' GROUP BY 1) WHERE missing <> 0";
+    assert_eq!(custody.number(gaps).await.unwrap(), 0, "a stream has a hole or a duplicate");
     let answered = answered.lock().unwrap();
     let lost: Vec<_> = answered.difference(&ok).collect();
     assert!(lost.is_empty(), "answered, but not in SQL as ok: {lost:?}");
-    let gaps = "SELECT count(*) FROM (SELECT stream, max(seq) + 1 - count(*) AS missing FROM events WHERE entry = 'event' GROUP BY 1) WHERE missing <> 0";
-    assert_eq!(custody.number(gaps).await.unwrap(), 0, "a stream has a hole or a duplicate");
     println!("{} answered, {} in SQL, {unknown} cut off", answered.len(), rows.len());
     assert!(answered.len() > 100, "the storm was no storm");
 }

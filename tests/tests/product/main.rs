@@ -1,4 +1,6 @@
 //! The whole product, tried from outside: real processes, real clients, real files.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![expect(clippy::print_stdout, reason = "figures for whoever runs a test alone")]
 
 mod bad_input;
 mod clients;

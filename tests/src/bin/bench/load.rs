@@ -55,14 +55,11 @@ pub async fn run(
     if calls == 0 {
         bail!("no call was answered");
     }
-    let quantile = |q: f64| {
-        let index = ((calls - 1) as f64 * q) as usize;
-        latencies[index].as_secs_f64() * 1e6
-    };
+    let percentile = |percent: usize| latencies[(calls - 1) * percent / 100].as_secs_f64() * 1e6;
     Ok(Figures {
         calls_per_s: calls as f64 / elapsed,
-        p50_us: quantile(0.5),
-        p99_us: quantile(0.99),
+        p50_us: percentile(50),
+        p99_us: percentile(99),
         calls,
     })
 }
