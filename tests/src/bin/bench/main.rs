@@ -1,6 +1,7 @@
 //! Benchmarks of the product, as commands. Nothing here asserts a time: it prints ratios of
 //! figures that were measured in turns in one run. `docs/benchmarks.md` has the results.
 
+mod freshness;
 mod gateway;
 mod load;
 mod minimal;
@@ -20,6 +21,8 @@ struct Arguments {
 enum Command {
     /// Direct, minimal proxy, custody without and with flushing, in turns.
     Proxy(proxy::Options),
+    /// How long after its answer a call is in SQL.
+    Freshness(freshness::Options),
     /// Our proxy alone (a process of its own).
     Gateway(gateway::Options),
     /// An upstream that answers every call with the same bytes (a process of its own).
@@ -32,6 +35,7 @@ fn main() -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     match Arguments::parse().command {
         Command::Proxy(options) => runtime.block_on(proxy::run(options)),
+        Command::Freshness(options) => runtime.block_on(freshness::run(options)),
         Command::Gateway(options) => runtime.block_on(gateway::run(options)),
         Command::Stub(options) => runtime.block_on(stub::run(options)),
         Command::Minimal(options) => runtime.block_on(minimal::run(options)),
