@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
 use super::format::{
     BATCH_HEADER, BatchHeader, FORMAT, HeaderProblem, SEGMENT_HEADER, SegmentHeader, batch_len,
@@ -115,8 +116,12 @@ impl Segment {
     }
 
     /// Whether the name still leads to this file.
+    ///
+    /// Asks for the inode's number and nothing else: once somebody has read a file's times, Linux
+    /// gives its next write a time of its own, and the next sync has the inode to write as well.
     pub(crate) fn is_in_place(&self) -> bool {
-        fs::metadata(&self.path).is_ok_and(|found| found.ino() == self.inode)
+        let found = statx(CWD, &self.path, AtFlags::empty(), StatxFlags::INO);
+        found.is_ok_and(|found| found.stx_ino == self.inode)
     }
 
     /// A walk over the batches up to the byte `limit`.
