@@ -21,12 +21,14 @@ pub fn executable() -> anyhow::Result<PathBuf> {
         return Ok(path.into());
     }
     let this = std::env::current_exe()?;
-    let folder = this.parent().and_then(Path::parent).context("no target folder")?;
-    let path = folder.join("custody");
-    if !path.exists() {
-        bail!("{} is missing: run `cargo build --workspace --bins` first", path.display());
+    // A benchmark stands beside it, a test one folder below.
+    let candidates: Vec<_> = this.ancestors().skip(1).take(2).map(|f| f.join("custody")).collect();
+    match candidates.iter().find(|path| path.is_file()) {
+        Some(path) => Ok(path.clone()),
+        None => {
+            bail!("none of {candidates:?} is there: run `cargo build --workspace --bins` first")
+        }
     }
-    Ok(path)
 }
 
 /// A configuration in the making.

@@ -33,7 +33,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         let tool = format!("looked-for-{n}");
         post_mcp(&url, call(&tool)).await?;
         let answered = Instant::now();
-        let statement = format!("SELECT count(*) FROM calls WHERE tool = '{tool}' AND status = 'ok'");
+        let statement =
+            format!("SELECT count(*) FROM calls WHERE tool = '{tool}' AND status = 'ok'");
         while custody.number(&statement).await? == 0 {}
         waits.push(answered.elapsed());
     }
