@@ -38,6 +38,8 @@ pub struct Setup {
     keys: String,
     proxy: String,
     lake: String,
+    query: String,
+    talkative: bool,
 }
 
 impl Setup {
@@ -81,6 +83,21 @@ impl Setup {
         self
     }
 
+    /// Adds lines to `[query]`.
+    #[must_use]
+    pub fn query_lines(mut self, lines: &str) -> Self {
+        self.query.push_str(lines);
+        self.query.push('\n');
+        self
+    }
+
+    /// Lets it say all it can, into `stderr.log` beside its data.
+    #[must_use]
+    pub fn talkative(mut self) -> Self {
+        self.talkative = true;
+        self
+    }
+
     /// Starts the product with its data in `folder`, which may hold an earlier run's.
     ///
     /// # Errors
@@ -89,11 +106,12 @@ impl Setup {
         let config = folder.join("custody.toml");
         let data = folder.join("data");
         let text = format!(
-            "[deployment]\nname = \"audit.test\"\ndata = {data:?}\n[proxy]\nlisten = \"127.0.0.1:0\"\n{}[lake]\n{}[query]\nlisten = \"127.0.0.1:0\"\n{}{}",
-            self.proxy, self.lake, self.servers, self.keys
+            "[deployment]\nname = \"audit.test\"\ndata = {data:?}\n[proxy]\nlisten = \"127.0.0.1:0\"\n{}[lake]\n{}[query]\nlisten = \"127.0.0.1:0\"\n{}{}{}",
+            self.proxy, self.lake, self.query, self.servers, self.keys
         );
         std::fs::write(&config, text)?;
-        Custody::start(&config, data)
+        let log = folder.join("stderr.log");
+        Custody::start(&config, data, self.talkative.then_some(log.as_path()))
     }
 }
 
@@ -116,14 +134,13 @@ impl Drop for Custody {
 }
 
 impl Custody {
-    fn start(config: &Path, data: PathBuf) -> anyhow::Result<Self> {
-        let mut child = Command::new(executable()?)
-            .args(["up", "-c"])
-            .arg(config)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
-            .spawn()?;
+    fn start(config: &Path, data: PathBuf, log: Option<&Path>) -> anyhow::Result<Self> {
+        let mut command = Command::new(executable()?);
+        command.args(["up", "-c"]).arg(config).stdin(Stdio::null()).stdout(Stdio::piped());
+        if let Some(log) = log {
+            command.env("RUST_LOG", "trace").stderr(std::fs::File::create(log)?);
+        }
+        let mut child = command.spawn()?;
         let out = child.stdout.take().context("no standard output")?;
         let (tell, told) = mpsc::channel();
         std::thread::spawn(move || {

@@ -29,7 +29,7 @@ pub struct Config {
     pub lake: Lake,
     /// `[query]`
     pub query: Query,
-    /// SHA-256 of the file's text, recorded when a stream opens.
+    /// SHA-256 of the file's text and of the overrides, recorded when a stream opens.
     pub hash: String,
 }
 
@@ -158,7 +158,7 @@ pub struct Query {
     pub time_zone: String,
     /// How long a query may take.
     pub deadline_ms: u64,
-    /// Memory that queries share before they spill to disk.
+    /// Memory that one question may take before it spills to disk.
     pub memory_bytes: u64,
     /// How many rows an answer may have.
     pub max_rows: u64,

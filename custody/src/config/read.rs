@@ -1,5 +1,6 @@
 //! Reads each section, with its defaults and its rules.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use sha2::{Digest, Sha256};
@@ -14,7 +15,10 @@ pub(super) fn config(
     text: &str,
     environment: impl Iterator<Item = (String, String)>,
 ) -> Result<Config, Vec<Mistake>> {
-    let mut document = Document::new(text, environment);
+    let ours = environment.filter(|(key, _)| key.starts_with("CUSTODY__"));
+    let overrides: BTreeMap<String, String> = ours.collect();
+    let hash = hash(text, &overrides);
+    let mut document = Document::new(text, overrides.into_iter());
     let d = &mut document;
     let deployment = deployment(d);
     let keys: Vec<_> = d.sections("key").into_iter().map(|s| key(d, s)).collect();
@@ -27,9 +31,17 @@ pub(super) fn config(
     if !mistakes.is_empty() {
         return Err(mistakes);
     }
-    let hash = hex::encode(Sha256::digest(text.as_bytes()));
     let keys = keys.into_iter().flatten().collect();
     Ok(Config { deployment, proxy, servers, keys, journal, lake, query, hash })
+}
+
+/// SHA-256 of the file's text and of every override, in their order: what is in force.
+fn hash(text: &str, overrides: &BTreeMap<String, String>) -> String {
+    let mut hash = Sha256::new().chain_update(text.as_bytes());
+    for (key, value) in overrides {
+        hash.update(format!("\0{key}={value}"));
+    }
+    hex::encode(hash.finalize())
 }
 
 fn deployment(d: &mut Document<'_>) -> Deployment {
@@ -380,6 +392,7 @@ mod tests {
         let text = "[proxy]\naudit_wait_ms = 5\n";
         let config = with_environment(text, &[("CUSTODY__PROXY__AUDIT_WAIT_MS", "7")]).unwrap();
         assert_eq!(config.proxy.audit_wait_ms, 7);
+        assert_ne!(config.hash, read(text).unwrap().hash, "the hash is of what is in force");
         let wrong = with_environment(text, &[("CUSTODY__PROXY__AUDIT_WAIT_MS", "x")]).unwrap_err();
         assert!(wrong[0].starts_with("CUSTODY__PROXY__AUDIT_WAIT_MS must be"), "{wrong:?}");
         let unknown = with_environment("", &[("CUSTODY__PROXY__LISTN", "x")]).unwrap_err();

@@ -39,11 +39,26 @@ pub fn block_on(
     result
 }
 
+/// Libraries that print what passes through them, statements and values included, when they are
+/// asked to talk: they never say more than warnings here, whatever `RUST_LOG` wants.
+const QUIET: [&str; 9] = [
+    "sqlparser",
+    "datafusion",
+    "deltalake",
+    "buoyant_kernel",
+    "object_store",
+    "parquet",
+    "hyper",
+    "h2",
+    "rmcp",
+];
+
 /// Diagnostics as lines on standard error; `RUST_LOG` chooses them.
 pub fn log_to_stderr() {
     use tracing_subscriber::EnvFilter;
-    let usual = || EnvFilter::new("info,buoyant_kernel=warn,deltalake_core=warn");
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| usual());
+    let chosen = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let quiet = QUIET.iter().filter_map(|target| format!("{target}=warn").parse().ok());
+    let filter = quiet.fold(chosen, EnvFilter::add_directive);
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     if lines.try_init().is_err() {
         tracing::debug!("diagnostics have been set up before");

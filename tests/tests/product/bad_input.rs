@@ -162,7 +162,7 @@ async fn a_foreign_host_or_origin_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sql_that_writes_reads_files_or_never_ends_is_refused() {
+async fn sql_that_writes_or_reads_files_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let custody = Setup::default().start(folder.path()).unwrap();
     let before = custody.number("SELECT count(*) FROM events").await.unwrap();
@@ -190,6 +190,81 @@ async fn sql_that_writes_reads_files_or_never_ends_is_refused() {
     }
     assert!(!std::path::Path::new("/tmp/custody-must-not-exist.csv").exists());
     assert!(custody.number("SELECT count(*) FROM events").await.unwrap() > before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sql_that_never_ends_or_needs_everything_is_stopped_and_recorded() {
+    let folder = tempfile::tempdir().unwrap();
+    let lines = "deadline_ms = 3000\nmemory_bytes = \"16 MiB\"";
+    let custody = Setup::default().query_lines(lines).start(folder.path()).unwrap();
+    let statements = [
+        "SELECT count(*) FROM generate_series(1, 1000000000000)",
+        "SELECT count(*) FROM generate_series(1, 10000000) a, generate_series(1, 10000000) b",
+        "SELECT array_agg(v) FROM generate_series(1, 20000000000) AS t(v)",
+    ];
+    for statement in statements {
+        let answer = custody.ask(statement, "application/json").await.unwrap();
+        assert!(!answer.status.is_success(), "{statement}: {}", answer.text());
+        let error: Value = serde_json::from_slice(&answer.body).unwrap();
+        assert!(error["error"]["hint"].as_str().unwrap().len() > 10, "{statement}: {error}");
+    }
+    assert_eq!(custody.number("SELECT 1").await.unwrap(), 1, "it still answers");
+    let ended = "SELECT count(*) FROM queries WHERE status NOT IN ('ok', 'in_flight')";
+    wait::until("the endings of all three", || async {
+        (custody.number(ended).await.ok()? == 3).then_some(())
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_statement_of_any_shape_never_ends_the_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let custody = Setup::default().start(folder.path()).unwrap();
+    let many = |text: &str, times: usize| text.repeat(times);
+    let statements = [
+        format!("SELECT 1{}", many("+1", 2_000)),
+        format!("SELECT 1{}", many("+1", 20_000)),
+        format!("SELECT true{}", many(" OR true", 100_000)),
+        format!("SELECT 1{}", many(" UNION ALL SELECT 1", 40_000)),
+        format!("SELECT 1{}", many("::int", 150_000)),
+        format!("SELECT x{}", many("[1]", 150_000)),
+        format!("SELECT 1{}", many(" IS NULL", 100_000)),
+        format!("SELECT {}1{}", many("(", 100_000), many(")", 100_000)),
+        format!("SELECT 'a'{}", many("||'a'", 150_000)),
+    ];
+    for statement in statements {
+        let start: String = statement.chars().take(30).collect();
+        let answer = custody.ask(&statement, "application/json").await;
+        let answer = answer.unwrap_or_else(|e| panic!("{start} …: {e:#}"));
+        assert!(answer.status.is_client_error() || answer.status.is_success(), "{start} …");
+        assert_eq!(custody.number("SELECT 1").await.unwrap(), 1, "{start} …");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_protected_is_in_diagnostics_or_metrics_however_much_they_say() {
+    let marker = "synthetic-marker-4711";
+    let answer = format!(
+        r#"{{"jsonrpc":"2.0","id":7,"result":{{"content":[{{"type":"text","text":"{{\"resourceType\":\"Patient\",\"id\":\"{marker}\"}}"}}]}}}}"#
+    );
+    let upstream = Upstream::start(Behaviour::Answer(answer.into())).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let setup = Setup::default().server("s", &upstream.url(), true).talkative();
+    let mut custody = setup.start(folder.path()).unwrap();
+    let call = CALL.replace("{}", &format!("{{\"patient\":\"{marker}\"}}"));
+    post_mcp(&custody.server("s"), call).await.unwrap();
+    let seen = format!("SELECT count(*) FROM phi_access WHERE subject_id = '{marker}'");
+    assert!(custody.number(&seen).await.unwrap() >= 1);
+    for base in [&custody.proxy, &custody.query] {
+        let metrics = send(Method::GET, &format!("{base}/metrics"), &[], "").await.unwrap();
+        assert!(metrics.status.is_success() && !metrics.text().contains(marker));
+    }
+    assert!(custody.stop().unwrap());
+    let log = std::fs::read_to_string(folder.path().join("stderr.log")).unwrap();
+    assert!(log.len() > 500, "it was to say something: {log}");
+    let told: Vec<_> = log.lines().filter(|line| line.contains(marker)).take(3).collect();
+    assert!(told.is_empty(), "{told:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

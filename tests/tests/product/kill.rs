@@ -78,15 +78,11 @@ async fn answered_calls_are_in_sql_exactly_once_after_every_kill() {
     let mut unknown = 0;
     for row in &rows {
         assert_eq!(row["n"], json!(1), "a call stands twice: {row:?}");
-        assert_ne!(
-            row["status"],
-            json!("in_flight"),
-            "a call of a dead run is still open: {row:?}"
-        );
         assert!(attempted.lock().unwrap().contains(&text(&row["tool"])), "invented: {row:?}");
         if row["status"] == json!("ok") {
             ok.insert(text(&row["tool"]));
         } else {
+            assert_eq!(row["status"], json!("unknown"), "nobody knows how it ended: {row:?}");
             unknown += 1;
         }
     }

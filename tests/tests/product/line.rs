@@ -1,5 +1,6 @@
 //! The straight line: a call through the proxy is in SQL, at once, once, as it was.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -47,6 +48,55 @@ async fn an_answered_call_is_in_sql_long_before_the_next_commit() {
     let expected =
         json!([{"subject_id": "synthetic-1", "n": 5}, {"subject_id": "synthetic-2", "n": 5}]);
     assert_eq!(json!(patients), expected);
+}
+
+/// A bundle with these patients, half of them only as the subject of an observation.
+fn bundle(patients: &BTreeSet<String>) -> String {
+    let entries: Vec<_> = patients
+        .iter()
+        .enumerate()
+        .map(|(i, id)| match i % 2 {
+            0 => json!({"resource": {"resourceType": "Patient", "id": id}}),
+            _ => json!({"resource": {"resourceType": "Observation",
+                "subject": {"reference": format!("Patient/{id}")}}}),
+        })
+        .collect();
+    let bundle = json!({"resourceType": "Bundle", "type": "searchset", "entry": entries});
+    let content = json!([{"type": "text", "text": bundle.to_string()}]);
+    json!({"jsonrpc": "2.0", "id": 1, "result": {"content": content}}).to_string()
+}
+
+/// Every patient in the bytes that a client got, found without any JSON reader.
+fn patients_in(bytes: &[u8]) -> BTreeSet<String> {
+    let text = String::from_utf8_lossy(bytes);
+    let names = text.match_indices("synthetic-").map(|(at, _)| {
+        text[at..].chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '-').collect()
+    });
+    names.collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_patients_in_sql_are_those_in_the_bytes_that_the_client_got() {
+    let mut upstreams = Vec::new();
+    let mut setup = Setup::default();
+    for (n, count) in [1, 2, 63, 64, 65, 200, 500].into_iter().enumerate() {
+        let patients = (0..count).map(|i| format!("synthetic-{n}-{i}")).collect();
+        let answer = Behaviour::Answer(bundle(&patients).into());
+        let upstream = Upstream::start(answer).await.unwrap();
+        setup = setup.server(&format!("s{n}"), &upstream.url(), true);
+        upstreams.push(upstream);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let custody = setup.start(folder.path()).unwrap();
+    for n in 0..upstreams.len() {
+        let answer = post_mcp(&custody.server(&format!("s{n}")), call("search")).await.unwrap();
+        let statement = format!("SELECT subject_id FROM phi_access WHERE server = 's{n}'");
+        let rows = custody.sql(&statement).await.unwrap();
+        let told: BTreeSet<String> =
+            rows.iter().map(|row| row["subject_id"].as_str().unwrap().to_owned()).collect();
+        assert_eq!(told, patients_in(&answer.body), "server s{n}");
+        assert_eq!(rows.len(), told.len(), "each once");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
