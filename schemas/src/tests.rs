@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
+use crate::body;
 use crate::event::{
     Agent, Bodies, BodyRef, Data, Decision, Draft, Event, Outcome, Principal, Source, Subject,
     What, Who,
@@ -12,7 +13,10 @@ use crate::id::{Bytes, CallId, Uint};
 use crate::json::{Int, Json};
 use crate::kind::Kind;
 use crate::record::{Decoded, MAX_RECORD_BYTES, Place, decode, encode};
-use crate::seal::{FLAG_PHI, Leaf};
+use crate::seal::checkpoint::{self, Checkpoint};
+use crate::seal::key::Signer;
+use crate::seal::keyring::{Keyring, WriterKey};
+use crate::seal::{FLAG_PHI, Leaf, Tree};
 use crate::words::{Activity, Assurance, Direction, Effect, Status, SubjectStatus};
 
 fn place(seq: u64) -> Place {
@@ -80,6 +84,42 @@ fn the_golden_record_and_its_leaf_never_change() {
     let leaf = include_str!("../golden/call.ended.v1.leaf").trim_end();
     assert_eq!(hex::encode(record.leaf.as_bytes()), leaf);
     assert_eq!(decode(golden.as_bytes()), Decoded::Event(Box::new(record.event)));
+}
+
+/// Compares with a golden file, or makes it when `CUSTODY_GOLDEN` is set.
+fn golden(name: &str, bytes: &[u8]) {
+    let path = format!("{}/golden/{name}", env!("CARGO_MANIFEST_DIR"));
+    if std::env::var_os("CUSTODY_GOLDEN").is_some() {
+        std::fs::write(&path, format!("{}\n", hex::encode(bytes))).unwrap();
+    }
+    let expected = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(hex::encode(bytes), expected.trim_end(), "{name} changed");
+}
+
+#[test]
+fn what_travels_beside_records_never_changes() {
+    let signer = Signer::from_seed("audit.example/edge-1", &[3; 32]).unwrap().0;
+    let mut tree = Tree::new();
+    let leaves: Vec<_> = (0..3).map(|seq| ending().seal(place(seq)).unwrap().leaf).collect();
+    leaves.iter().for_each(|leaf| tree.push(leaf));
+    let origin = checkpoint::origin("audit.example", &place(0).stream);
+    let note = Checkpoint::of(origin, &tree).sign(&signer).unwrap();
+    let message = checkpoint::Message { note, first: 0, leaves };
+    golden("checkpoint-message.v1.hex", &message.encode());
+
+    let (_, chunks) = body::split(Bytes([1; 16]), Bytes([2; 32]), &b"body"[..].into());
+    golden("chunk-header.v1.hex", &chunks[0].header.encode());
+
+    let root = Signer::from_seed("audit.example/root", &[1; 32]).unwrap().0;
+    let writer = WriterKey {
+        name: "edge-1".into(),
+        vkey: signer.vkey().to_owned(),
+        from: Uint::new(5),
+        until: None,
+        retired: false,
+    };
+    let ring = Keyring { deployment: "audit.example".into(), edition: 1, writers: vec![writer] };
+    golden("keyring.v1.hex", ring.sign(&root).unwrap().as_bytes());
 }
 
 #[test]
