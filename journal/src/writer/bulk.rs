@@ -148,7 +148,7 @@ fn refuse(shared: &Shared, carried: impl Iterator<Item = Carried>, source: Arc<i
                     shared.let_pass(&order);
                 }
             }
-            Purpose::Plain => {}
+            Purpose::Plain | Purpose::Listing(_) => {}
         }
     }
 }

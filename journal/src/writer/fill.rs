@@ -89,11 +89,13 @@ impl Committer {
 
     fn place(&mut self, job: Job, now: u64) {
         let misplaced = match job.purpose {
-            Purpose::Ending(call) if !self.open.contains_key(&call) => Some(AppendError::NotOpen),
+            Purpose::Ending(call) | Purpose::Listing(call) if !self.open.contains_key(&call) => {
+                Some(AppendError::NotOpen)
+            }
             Purpose::Opening(call) if self.open.contains_key(&call) => {
                 Some(AppendError::Invalid("the call is open already"))
             }
-            Purpose::Plain | Purpose::Opening(_) | Purpose::Ending(_) => None,
+            Purpose::Plain | Purpose::Opening(_) | Purpose::Listing(_) | Purpose::Ending(_) => None,
         };
         if let Some(error) = misplaced {
             return job.fail(error);
@@ -115,7 +117,7 @@ impl Committer {
         let place = self.batch.push(FrameKind::Event, &[], &record.bytes).unwrap_or(0);
         let (seq, at) = (record.event.seq.get(), record.event.at);
         match purpose {
-            Purpose::Plain => {}
+            Purpose::Plain | Purpose::Listing(_) => {}
             Purpose::Opening(call) => {
                 self.open.insert(call, record.bytes);
             }

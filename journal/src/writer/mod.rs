@@ -136,8 +136,21 @@ impl Writer {
     /// [`AppendError::Full`] and [`AppendError::Busy`]: nothing has happened yet, refuse the call.
     /// [`AppendError::Closed`] likewise.
     pub fn slot(&self, ending_bytes: u64) -> Result<Slot, AppendError> {
+        self.slot_with_listings(ending_bytes, 0)
+    }
+
+    /// The same for a call before whose ending up to `listings` times more is said of it, see
+    /// [`Slot::list`].
+    ///
+    /// # Errors
+    /// As [`slot`](Self::slot).
+    pub fn slot_with_listings(
+        &self,
+        ending_bytes: u64,
+        listings: u64,
+    ) -> Result<Slot, AppendError> {
         self.shared.is_open()?;
-        Slot::reserve(&self.shared, ending_bytes)
+        Slot::reserve(&self.shared, ending_bytes, listings)
     }
 
     /// Appends an event that neither opens nor ends a call.

@@ -12,6 +12,7 @@ use std::task::{Context, Poll};
 
 use custody_schemas::event::Draft;
 use custody_schemas::id::{CallId, Uint};
+use custody_schemas::kind::Kind;
 use custody_schemas::record::MAX_RECORD_BYTES;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -139,6 +140,8 @@ pub(crate) enum Purpose {
     Plain,
     /// It opens the call.
     Opening(CallId),
+    /// It says more of the open call.
+    Listing(CallId),
     /// It ends the call.
     Ending(CallId),
 }
@@ -203,19 +206,19 @@ enum Stage {
     #[default]
     Passed,
     /// The opening is held up, and so is what must come after it.
-    Held(Option<Message>),
+    Held(Vec<Message>),
 }
 
 impl Order {
     fn held() -> Arc<Self> {
-        Arc::new(Self(Mutex::new(Stage::Held(None))))
+        Arc::new(Self(Mutex::new(Stage::Held(Vec::new()))))
     }
 
     /// Lets pass what waited for the opening.
-    fn pass(&self) -> Option<Message> {
+    fn pass(&self) -> Vec<Message> {
         match std::mem::take(&mut *self.0.lock()) {
-            Stage::Passed => None,
-            Stage::Held(message) => message,
+            Stage::Passed => Vec::new(),
+            Stage::Held(messages) => messages,
         }
     }
 
@@ -223,8 +226,8 @@ impl Order {
     fn hold_back(&self, message: Message) -> Option<Message> {
         match &mut *self.0.lock() {
             Stage::Passed => Some(message),
-            Stage::Held(place) => {
-                *place = Some(message);
+            Stage::Held(messages) => {
+                messages.push(message);
                 None
             }
         }
@@ -263,7 +266,7 @@ impl Shared {
 
     /// Lets pass what waited for an opening, which has gone on or will never come.
     pub(crate) fn let_pass(&self, order: &Order) {
-        if let Some(message) = order.pass() {
+        for message in order.pass() {
             self.push(message);
         }
     }
@@ -287,19 +290,27 @@ pub struct Slot {
     opening: Option<Hold>,
     ending: Option<Hold>,
     ending_bytes: u64,
+    /// How many listings there is still room for.
+    listings: u64,
     call: Option<CallId>,
     order: Option<Arc<Order>>,
 }
 
 impl Slot {
-    pub(crate) fn reserve(shared: &Arc<Shared>, ending_bytes: u64) -> Result<Self, AppendError> {
+    pub(crate) fn reserve(
+        shared: &Arc<Shared>,
+        ending_bytes: u64,
+        listings: u64,
+    ) -> Result<Self, AppendError> {
         let limit = shared.options.queue;
         let place = Some(Place::Slot);
         let mut ending = Hold { shared: Arc::clone(shared), room: 0, bulk: 0, place };
         if shared.slots.fetch_add(1, Ordering::Relaxed) >= limit {
             return Err(AppendError::Busy { limit });
         }
-        let ending_room = RECORD_ROOM.saturating_add(stored_len(ending_bytes));
+        let ending_room = RECORD_ROOM
+            .saturating_mul(listings.saturating_add(1))
+            .saturating_add(stored_len(ending_bytes));
         ending.add(RECORD_ROOM, ending_room)?;
         // the opening's part is given back by the opening
         ending.room -= RECORD_ROOM;
@@ -309,6 +320,7 @@ impl Slot {
             opening: Some(opening),
             ending: Some(ending),
             ending_bytes,
+            listings,
             call: None,
             order: None,
         })
@@ -330,6 +342,34 @@ impl Slot {
             self.order = Some(Order::held());
         }
         let (job, appending) = Job::new(Purpose::Opening(call), draft, bodies, hold);
+        self.shared.submit(job, self.order.clone());
+        appending
+    }
+
+    /// Appends a `subjects.listed` of the open call, behind its opening and before its ending.
+    /// Hands it over before it returns, like an ending, and takes neither place nor room that
+    /// others could have taken, up to the number of listings that the slot was made for.
+    pub fn list(&mut self, draft: Draft) -> Appending {
+        let (Some(call), true) = (self.call, draft.kind == Kind::SubjectsListed) else {
+            return Appending::failed(AppendError::Invalid("a listing follows an opening"));
+        };
+        if draft.call != Some(call) {
+            return Appending::failed(AppendError::Invalid("the listing names another call"));
+        }
+        let mut hold = Hold { shared: Arc::clone(&self.shared), room: 0, bulk: 0, place: None };
+        match (self.listings.checked_sub(1), &mut self.ending) {
+            (Some(left), Some(ending)) => {
+                self.listings = left;
+                ending.room -= RECORD_ROOM;
+                hold.room = RECORD_ROOM;
+            }
+            (None, _) | (_, None) => {
+                if let Err(error) = hold.add(0, RECORD_ROOM) {
+                    return Appending::failed(error);
+                }
+            }
+        }
+        let (job, appending) = Job::new(Purpose::Listing(call), draft, Vec::new(), hold);
         self.shared.submit(job, self.order.clone());
         appending
     }

@@ -287,6 +287,54 @@ async fn a_full_spool_refuses_before_the_effect_and_still_takes_the_endings_of_o
 }
 
 #[tokio::test]
+async fn listings_of_open_calls_fit_into_a_spool_that_takes_nothing_else_and_stay_in_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let small = WriterOptions { spool_max_bytes: 8 << 20, queue: 4, ..options(dir.path()) };
+    let (writer, _) = Writer::open(small, signer()).unwrap();
+    let id = call();
+    let mut slot = writer.slot_with_listings(1 << 10, 3).unwrap();
+    let opened = slot.open(opening(id), vec![body(Part::Request, 300 << 10)]);
+    let listing = || Draft { call: Some(id), ..Draft::new(Kind::SubjectsListed) };
+    let first = slot.list(listing());
+    opened.await.unwrap();
+    first.await.unwrap();
+    let filler = || Draft::new(Kind::MessageRelayed);
+    while writer.append(filler(), vec![body(Part::Request, 60 << 10)]).await.is_ok() {}
+    // ever smaller, until not even a record fits
+    while writer.append(filler(), Vec::new()).await.is_ok() {}
+    assert!(writer.append(listing(), Vec::new()).await.is_err(), "there is room after all");
+    let listed = [slot.list(listing()), slot.list(listing())];
+    let ended = slot.end(ending(id, Status::Ok), Vec::new());
+    for listing in listed {
+        listing.await.unwrap();
+    }
+    ended.await.unwrap();
+    let events = events(&*writer.journal());
+    let of_call = events.iter().filter(|event| event.call == Some(id));
+    let kinds: Vec<_> = of_call.map(|event| event.kind.clone()).collect();
+    let listed = Kind::SubjectsListed;
+    let expected = [Kind::CallRequested, listed.clone(), listed.clone(), listed, Kind::CallEnded];
+    assert_eq!(kinds, expected);
+}
+
+#[tokio::test]
+async fn only_subjects_of_the_open_call_are_listed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (writer, _) = open(dir.path());
+    let id = call();
+    let listing = |call| Draft { call: Some(call), ..Draft::new(Kind::SubjectsListed) };
+    let mut slot = writer.slot_with_listings(0, 1).unwrap();
+    let refused = |answer| matches!(answer, Err(AppendError::Invalid(_)));
+    assert!(refused(slot.list(listing(id)).await), "not open yet");
+    slot.open(opening(id), Vec::new()).await.unwrap();
+    assert!(refused(slot.list(listing(call())).await), "another call");
+    let other = Draft { call: Some(id), ..Draft::new(Kind::MessageRelayed) };
+    assert!(refused(slot.list(other).await), "another kind");
+    slot.list(listing(id)).await.unwrap();
+    slot.list(listing(id)).await.unwrap();
+}
+
+#[tokio::test]
 async fn what_is_released_makes_room_again() {
     let dir = tempfile::tempdir().unwrap();
     let options = WriterOptions { spool_max_bytes: 12 << 20, ..options(dir.path()) };
