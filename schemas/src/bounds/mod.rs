@@ -13,6 +13,8 @@ use crate::event::{Agent, Data, Decision, Event, Outcome, Principal, Subject, Wh
 use crate::id::{Salt, Uint};
 use crate::json::Json;
 
+mod short;
+
 const NAME: usize = 256;
 const WORD: usize = 64;
 const URI: usize = 1024;
@@ -33,17 +35,25 @@ pub const SUBJECTS_IN_PART: usize = 256;
 /// Cuts every string of the event that is longer than its limit.
 pub(crate) fn apply(event: &mut Event) {
     let mut cutter = Cutter { salt: event.salt, truncated: Vec::new() };
-    let mut tenant = event.tenant.to_string();
-    if cutter.text("tenant", NAME, &mut tenant) {
-        event.tenant = Arc::from(tenant);
+    if !short::text(&event.tenant) {
+        let mut tenant = event.tenant.to_string();
+        if cutter.text("tenant", NAME, &mut tenant) {
+            event.tenant = Arc::from(tenant);
+        }
     }
-    if let Some(who) = &mut event.who {
+    if let Some(who) = &mut event.who
+        && !short::who(who)
+    {
         cutter.who(Arc::make_mut(who));
     }
-    if let Some(what) = &mut event.what {
+    if let Some(what) = &mut event.what
+        && !short::what(what)
+    {
         cutter.what(Arc::make_mut(what));
     }
-    if let Some(decision) = &mut event.decision {
+    if let Some(decision) = &mut event.decision
+        && !short::decision(decision)
+    {
         cutter.decision(Arc::make_mut(decision));
     }
     if let Some(outcome) = &mut event.outcome {
