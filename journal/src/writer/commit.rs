@@ -1,10 +1,12 @@
 //! The committer: the one thread that gives events their place and makes them durable.
 //!
 //! It takes everything that waits, seals it into one batch, writes and syncs that once, and only
-//! then wakes those who wait. When anything about a batch fails, the run ends: what was in the
-//! batch is answered as *maybe recorded* (no reader will see it), and a new run is begun, again
-//! and again with growing pauses until the disk takes it. Calls whose ending was in the failed
-//! batch are ended as `unknown` by the new run; calls that still hold their slot simply go on.
+//! then wakes those who wait. It never waits for more to come: what comes during a sync is the
+//! next batch, and the processor has other calls to carry on with meanwhile. When anything about a
+//! batch fails, the run ends: what was in the batch is answered as *maybe recorded* (no reader
+//! will see it), and a new run is begun, again and again with growing pauses until the disk takes
+//! it. Calls whose ending was in the failed batch are ended as `unknown` by the new run; calls
+//! that still hold their slot simply go on.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
@@ -27,10 +29,6 @@ use crate::file::format::FrameKind;
 use crate::file::lane::{Batch, Lane};
 use crate::file::now;
 
-/// The committer waits at most this part of the last sync's time for more events, and at most
-/// this long.
-const GATHER_SHARE: u32 = 4;
-const GATHER_MOST: Duration = Duration::from_micros(200);
 /// The pauses between attempts to begin a run.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(2));
 
@@ -62,8 +60,6 @@ pub(crate) struct Committer {
     pub(super) floor: (u64, u64),
     pub(super) retry: (Instant, Duration),
     pub(super) problem: Arc<io::Error>,
-    /// How many events may come for the next batch, and how long the last one took to store.
-    pub(super) last: (usize, Duration),
 }
 
 impl Committer {
@@ -92,7 +88,6 @@ impl Committer {
             floor: (0, 0),
             retry: (Instant::now(), BACKOFF.0),
             problem: Arc::new(io::Error::other("not begun")),
-            last: (0, Duration::ZERO),
         };
         let orphans = committer.orphans.len() as u64;
         let stream = committer.begin().map_err(OpenError::Begin)?;
@@ -110,26 +105,12 @@ impl Committer {
         while more {
             let until = self.run.as_ref().map_or(self.retry.0, |run| run.next_tick(&self.options));
             more = shared.main.take(&mut self.queue, until);
-            self.gather(shared);
             while self.step(shared) {
                 if let Some(reply) = self.close_asked(shared) {
                     return self.close(shared, reply);
                 }
             }
         }
-    }
-
-    /// Waits a little for those whom the last batch woke: they are about to hand in their next
-    /// event, and one sync for all is quicker than two for half of them each.
-    fn gather(&mut self, shared: &Shared) {
-        let (expected, took) = self.last;
-        let missing = expected.saturating_sub(self.queue.len());
-        if missing == 0 || self.queue.is_empty() || self.close_is_next() {
-            return;
-        }
-        let until = Instant::now() + (took / GATHER_SHARE).min(GATHER_MOST);
-        shared.main.gather(missing, until);
-        shared.main.take(&mut self.queue, Instant::now());
     }
 
     /// Stores one batch; whether more messages wait.
@@ -174,9 +155,7 @@ impl Committer {
             return Ok(());
         }
         let noted_in = self.lane.begun();
-        let started = Instant::now();
         let offsets = self.lane.append(&mut self.batch, now())?;
-        self.last = (self.pending.len() + shared.main.len(), started.elapsed());
         self.noted_in = noted_in;
         if self.floor.0 != self.lane.begun() {
             self.floor = (self.lane.begun(), run.durable_size());

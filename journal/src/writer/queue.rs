@@ -17,15 +17,13 @@ pub(crate) struct Queue<T> {
 #[derive(Debug)]
 struct State<T> {
     items: Vec<T>,
-    /// How many items the taker waits for.
-    wanted: usize,
     closed: bool,
 }
 
 impl<T> Queue<T> {
     /// An empty queue.
     pub(crate) fn new() -> Self {
-        let state = State { items: Vec::new(), wanted: 1, closed: false };
+        let state = State { items: Vec::new(), closed: false };
         Self { state: Mutex::new(state), filled: Condvar::new() }
     }
 
@@ -37,7 +35,7 @@ impl<T> Queue<T> {
             return Some(item);
         }
         state.items.push(item);
-        let wake = state.items.len() == state.wanted;
+        let wake = state.items.len() == 1;
         drop(state);
         if wake {
             self.filled.notify_one();
@@ -59,23 +57,6 @@ impl<T> Queue<T> {
         more
     }
 
-    /// How many items are there.
-    pub(crate) fn len(&self) -> usize {
-        self.state.lock().items.len()
-    }
-
-    /// Waits until `wanted` items are there, or until `until`.
-    pub(crate) fn gather(&self, wanted: usize, until: Instant) {
-        let mut state = self.state.lock();
-        state.wanted = wanted;
-        while state.items.len() < wanted && !state.closed {
-            if self.filled.wait_until(&mut state, until).timed_out() {
-                break;
-            }
-        }
-        state.wanted = 1;
-    }
-
     /// Refuses what comes from now on and lets go of what is in it.
     pub(crate) fn end(&self) {
         self.close();
@@ -92,8 +73,7 @@ impl<T> Queue<T> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, mpsc};
-    use std::thread;
+    use std::sync::mpsc;
     use std::time::Duration;
 
     use super::*;
@@ -118,19 +98,5 @@ mod tests {
         assert!(queue.push(send).is_none());
         queue.end();
         assert_eq!(receive.recv(), Err(mpsc::RecvError));
-    }
-
-    #[test]
-    fn gathering_ends_when_enough_is_there_or_the_time_is_over() {
-        let queue = Arc::new(Queue::new());
-        let pushing = Arc::clone(&queue);
-        let started = Instant::now();
-        let thread = thread::spawn(move || (0..3).all(|item| pushing.push(item).is_none()));
-        queue.gather(3, started + Duration::from_secs(60));
-        assert!(started.elapsed() < Duration::from_secs(50) && thread.join().unwrap());
-        queue.gather(9, Instant::now() + Duration::from_millis(1));
-        let mut taken = Vec::new();
-        assert!(queue.take(&mut taken, Instant::now()));
-        assert_eq!(taken, [0, 1, 2]);
     }
 }
