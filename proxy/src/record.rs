@@ -3,14 +3,17 @@
 //! It promises G1 and G2: [`Recorder::open`] returns only when the opening is durable, and what it
 //! returns is the only thing that [`crate::upstream`] takes; [`Call::end`] returns `Ok` only when
 //! the ending is durable. A [`Call`] holds the queue place and the room that its ending will use,
-//! so that even dropping it ends it, with what is known at that moment.
+//! so that even dropping it ends it, with what is known at that moment: also the people that an
+//! event has no room for. Those in the request are listed before it is forwarded, those in the
+//! answer before the ending, nobody twice.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use custody_journal::{OutBody, Part, Slot, Writer};
+use custody_journal::writer::AppendError;
+use custody_journal::{Appending, OutBody, Part, Slot, Writer};
 use custody_schemas::event::{Data, Decision, Draft, Outcome, PrevCall, Subject, What, Who};
 use custody_schemas::id::{CallId, Hash, Uint};
 use custody_schemas::kind::Kind;
@@ -22,6 +25,10 @@ use crate::errors::Failure;
 use crate::inspect::{self, Found};
 use crate::metrics::Metrics;
 use crate::policy::{Permit, Policy};
+
+/// For how many `subjects.listed` a call sets room aside: the most people that are kept by name,
+/// as identifiers usually are. For more there is room as for endings that are longer than thought.
+const LISTINGS: u64 = 64;
 
 /// It could not be recorded in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,7 +133,11 @@ impl Recorder {
 
     /// Whether a call could be recorded now.
     pub(crate) fn is_ready(&self) -> bool {
-        self.writer.status().problem.is_none() && self.writer.slot(self.ending_bytes).is_ok()
+        self.writer.status().problem.is_none() && self.slot().is_ok()
+    }
+
+    fn slot(&self) -> Result<Slot, AppendError> {
+        self.writer.slot_with_listings(self.ending_bytes, LISTINGS)
     }
 
     /// From now on a call that is dropped was cut off by us.
@@ -142,19 +153,24 @@ impl Recorder {
         facts: Facts,
         request: Bytes,
     ) -> Result<(Call, Cleared), Unrecorded> {
-        let mut slot = self.writer.slot(self.ending_bytes).map_err(|error| {
+        let mut slot = self.slot().map_err(|error| {
             self.metrics.unavailable();
             tracing::warn!(%error, "a call cannot be recorded; it is refused");
             Unrecorded
         })?;
         let decision = Arc::clone(permit.decision());
         let mut draft = facts.draft(Kind::CallRequested, Some(call), Some(&decision));
-        draft.data = facts.data_with_first_subjects();
+        draft.data = inspect::data(facts.phi, &facts.found);
+        let (first, parts) = split_subjects(facts.found.clone().into_subjects());
+        let told = Told { first: first.len(), all: facts.found.named() };
+        draft.data.subjects = first;
         let opening = slot.open(draft, vec![OutBody { part: Part::Request, bytes: request }]);
+        let listed = list(&mut slot, call, &facts, parts);
         let mut call = Box::new(Open {
             slot: Some(slot),
             id: call,
             facts,
+            told,
             decision,
             started: Instant::now(),
             sent: false,
@@ -163,8 +179,12 @@ impl Recorder {
         });
         self.metrics.opened();
         // From here on, whatever happens to this future, dropping `call` ends it.
-        match timeout(self.wait, opening).await {
-            Ok(Ok(_)) => {
+        let durable = async {
+            opening.await?;
+            all(listed).await
+        };
+        match timeout(self.wait, durable).await {
+            Ok(Ok(())) => {
                 call.sent = true;
                 return Ok((Call(call), Cleared(())));
             }
@@ -264,6 +284,33 @@ impl Facts {
     }
 }
 
+/// How many of the people of a call its opening names, and how many are on the record with it.
+#[derive(Clone, Copy, Debug)]
+struct Told {
+    first: usize,
+    all: usize,
+}
+
+/// Hands over the people that an opening or ending has no room for.
+fn list(slot: &mut Slot, call: CallId, facts: &Facts, parts: Vec<Vec<Subject>>) -> Vec<Appending> {
+    let count = parts.len() as u64;
+    let listed = (1u64..).zip(parts).map(|(part, subjects)| {
+        let mut draft = facts.draft(Kind::SubjectsListed, Some(call), None);
+        draft.data = Data { subjects, ..inspect::data(true, &Found::none()) };
+        draft.data.subject_status = None;
+        slot.list(draft.with("part", part).with("parts", count))
+    });
+    listed.collect()
+}
+
+/// Waits until all of these are durable.
+async fn all(appending: Vec<Appending>) -> Result<(), AppendError> {
+    for appending in appending {
+        appending.await?;
+    }
+    Ok(())
+}
+
 /// A call whose opening has been handed over and whose ending has not.
 ///
 /// Boxed, because it moves through every future on the way to the answer.
@@ -273,6 +320,7 @@ struct Open {
     slot: Option<Slot>,
     id: CallId,
     facts: Facts,
+    told: Told,
     decision: Arc<Decision>,
     started: Instant,
     sent: bool,
@@ -318,18 +366,18 @@ impl Call {
 
 impl Open {
     async fn end(&mut self, mut ending: Ending) -> Result<(), Unrecorded> {
-        let (first, parts) = split_subjects(self.facts.found.clone().into_subjects());
+        let Some(mut slot) = self.slot.take() else { return Err(Unrecorded) };
+        let (first, parts) = self.untold();
         let deadline = tokio::time::Instant::now() + self.recorder.wait;
-        let listed = if parts.is_empty() {
-            Ok(())
-        } else {
-            let listing = Box::pin(self.list(parts));
-            timeout_at(deadline, listing).await.unwrap_or(Err(Unrecorded))
-        };
+        let mut listed = Ok(());
+        if !parts.is_empty() {
+            let listing = list(&mut slot, self.id, &self.facts, parts);
+            let recorded = timeout_at(deadline, all(listing)).await;
+            listed = recorded.map_err(|_| Unrecorded).and_then(|all| all.map_err(|_| Unrecorded));
+        }
         if listed.is_err() {
             ending.status = Status::AuditFailed;
         }
-        let Some(slot) = self.slot.take() else { return Err(Unrecorded) };
         let mut draft = self.ending(&ending);
         draft.data.subjects = first;
         let ended = slot.end(draft, body(Part::Response, ending.response));
@@ -351,17 +399,12 @@ impl Open {
         listed.and(ended)
     }
 
-    /// Records the people that an ending has no room for.
-    async fn list(&self, parts: Vec<Vec<Subject>>) -> Result<(), Unrecorded> {
-        let count = parts.len() as u64;
-        for (part, subjects) in (1u64..).zip(parts) {
-            let mut draft = self.facts.draft(Kind::SubjectsListed, Some(self.id), None);
-            draft.data = Data { subjects, ..inspect::data(true, &Found::none()) };
-            draft.data.subject_status = None;
-            let draft = draft.with("part", part).with("parts", count);
-            self.recorder.append(draft, Vec::new()).await?;
-        }
-        Ok(())
+    /// The people for the ending, those of the opening first, and those to be listed before it:
+    /// all but those that were listed with the opening.
+    fn untold(&self) -> (Vec<Subject>, Vec<Vec<Subject>>) {
+        let mut subjects = self.facts.found.clone().into_subjects();
+        subjects.drain(self.told.first..self.told.all);
+        split_subjects(subjects)
     }
 
     fn ending(&self, ending: &Ending) -> Draft {
@@ -384,7 +427,7 @@ impl Open {
 
 impl Drop for Open {
     fn drop(&mut self) {
-        let Some(slot) = self.slot.take() else { return };
+        let Some(mut slot) = self.slot.take() else { return };
         let status = if !self.sent {
             Status::NotForwarded
         } else if self.recorder.stopping.load(Ordering::Relaxed) {
@@ -395,7 +438,9 @@ impl Drop for Open {
             Status::Abandoned
         };
         let mut draft = self.ending(&Ending::without_answer(status.clone(), None));
-        draft.data = self.facts.data_with_first_subjects();
+        let (first, parts) = self.untold();
+        draft.data.subjects = first;
+        drop(list(&mut slot, self.id, &self.facts, parts));
         self.recorder.metrics.ended(&status);
         drop(slot.end(draft, Vec::new()));
     }

@@ -152,6 +152,11 @@ impl Found {
         self.subjects.len() as u64 + self.beyond
     }
 
+    /// How many of them are kept by name.
+    pub(crate) fn named(&self) -> usize {
+        self.subjects.len()
+    }
+
     /// The people, in the order in which they were found.
     pub(crate) fn into_subjects(self) -> Vec<Subject> {
         self.subjects

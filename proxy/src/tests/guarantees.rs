@@ -1,5 +1,6 @@
 //! Log before effect, explicit failure, an ending for every call.
 
+use custody_journal::{OutBody, Part};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
@@ -301,4 +302,102 @@ async fn more_people_than_an_ending_holds_are_listed_before_it() {
     assert_eq!(people, 400);
     assert_eq!(ending.data.subject_count.unwrap().get(), 400);
     assert!(ending.data.is_phi(), "although the server is configured as holding none");
+}
+
+/// A call that names `count` patients.
+fn call_about(count: usize) -> String {
+    let entry =
+        |i| serde_json::json!({"resource": {"resourceType": "Patient", "id": format!("s{i}")}});
+    let entries: Vec<_> = (0..count).map(entry).collect();
+    let bundle = serde_json::json!({"resourceType": "Bundle", "entry": entries});
+    let params = serde_json::json!({"name": "x", "arguments": bundle});
+    serde_json::json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params})
+        .to_string()
+}
+
+/// The patients that the opening or, once it is there, the ending names, and those listed, sorted.
+fn people(events: &[Event], own: &Kind) -> Vec<String> {
+    let named = events.iter().filter(|e| e.kind == *own || e.kind == Kind::SubjectsListed);
+    let mut ids: Vec<_> =
+        named.flat_map(|event| event.data.subjects.iter().map(|s| s.id.clone())).collect();
+    ids.sort();
+    ids
+}
+
+fn expected_people(count: usize) -> Vec<String> {
+    let mut ids: Vec<_> = (0..count).map(|i| format!("s{i}")).collect();
+    ids.sort();
+    ids
+}
+
+#[tokio::test]
+async fn everybody_in_a_request_is_on_record_before_it_is_forwarded_and_when_the_client_leaves() {
+    let (asked, mut asks) = tokio::sync::mpsc::channel(1);
+    let upstream = Upstream::start(move |_| {
+        let asked = asked.clone();
+        async move {
+            asked.send(()).await.unwrap();
+            std::future::pending().await
+        }
+    })
+    .await;
+    let bench = Bench::start(upstream.addr, |_| {}).await;
+    let call = call_about(400);
+    let mut client = TcpStream::connect(bench.addr).await.unwrap();
+    let head = format!(
+        "POST /servers/ehr/mcp HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n\r\n",
+        call.len()
+    );
+    client.write_all(format!("{head}{call}").as_bytes()).await.unwrap();
+    asks.recv().await.unwrap();
+    assert_eq!(people(&bench.events(), &Kind::CallRequested), expected_people(400));
+    drop(client);
+    let events = bench.after_endings(1).await;
+    assert_eq!(status(&events), "abandoned");
+    assert_eq!(people(&events, &Kind::CallEnded), expected_people(400), "nobody is lost or twice");
+}
+
+#[tokio::test]
+async fn everybody_in_request_and_answer_is_on_record_once() {
+    let received = call_about(300).replace("\"s", "\"r");
+    let received: serde_json::Value = serde_json::from_str(&received).unwrap();
+    let result = serde_json::json!({"structuredContent": received["params"]["arguments"]});
+    let answer = serde_json::json!({"jsonrpc": "2.0", "id": 1, "result": result});
+    let upstream = Upstream::with_json(answer.to_string()).await;
+    let bench = Bench::start(upstream.addr, |_| {}).await;
+    assert_eq!(bench.post(call_about(200)).await.status, 200);
+    let found = people(&bench.events(), &Kind::CallEnded);
+    let mut expected = expected_people(200);
+    expected.extend((0..300).map(|i| format!("r{i}")));
+    expected.sort();
+    assert_eq!(found, expected);
+}
+
+#[tokio::test]
+async fn people_in_an_answer_are_listed_although_others_may_append_nothing_more() {
+    let entries = call_about(300);
+    let entries: serde_json::Value = serde_json::from_str(&entries).unwrap();
+    let result = serde_json::json!({"structuredContent": entries["params"]["arguments"]});
+    let answer = serde_json::json!({"jsonrpc": "2.0", "id": 1, "result": result}).to_string();
+    let writer: Arc<Mutex<Option<Writer>>> = Arc::default();
+    let asks = Arc::clone(&writer);
+    let upstream = Upstream::start(move |_| {
+        let writer = asks.lock().unwrap().clone().unwrap();
+        let answer = answer.clone();
+        async move {
+            let full = || OutBody { part: Part::Request, bytes: vec![b'x'; 60 << 10].into() };
+            let relayed = || custody_schemas::event::Draft::new(Kind::MessageRelayed);
+            while writer.append(relayed(), vec![full()]).await.is_ok() {}
+            while writer.append(relayed(), Vec::new()).await.is_ok() {}
+            json(answer)
+        }
+    })
+    .await;
+    let small = |options: &mut WriterOptions| options.spool_max_bytes = 24 << 20;
+    let short = |config: &mut Config| config.max_message_bytes = 1 << 20;
+    let bench = Bench::with(upstream.addr, small, short).await;
+    *writer.lock().unwrap() = Some(bench.writer.clone());
+    assert_eq!(bench.post(CALL).await.status, 200);
+    assert_eq!(people(&bench.events(), &Kind::CallEnded), expected_people(300));
 }
