@@ -10,7 +10,6 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use custody_schemas::id::CallId;
 use datafusion::physical_plan::SendableRecordBatchStream;
-use datafusion::sql::parser::Statement;
 use futures::StreamExt;
 use tokio::runtime::Runtime;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
@@ -50,11 +49,7 @@ pub struct Answer {
 
 impl Answer {
     /// Begins the work, and returns when its columns are known.
-    pub(crate) async fn begin(
-        work: Work,
-        statement: Statement,
-        pin: Pin,
-    ) -> Result<Self, QueryError> {
+    pub(crate) async fn begin(work: Work, pin: Pin) -> Result<Self, QueryError> {
         let Pin { tables, completeness } = pin;
         let call = work.asked.call();
         let allowed = work.engine.options.deadline;
@@ -68,7 +63,7 @@ impl Answer {
                 return Err(error);
             }
         };
-        let task = runtime.spawn(work.run(statement, tables, begin, sender));
+        let task = runtime.spawn(work.run(tables, begin, sender));
         let threads = Threads { runtime: Some(runtime), task };
         let schema = match timeout_at(deadline, begun).await {
             Ok(Ok(begun)) => begun?,
@@ -159,7 +154,6 @@ impl Work {
     /// Answers, tells the asker how that went, and records it.
     async fn run(
         mut self,
-        statement: Statement,
         tables: Tables,
         begin: oneshot::Sender<Begun>,
         rows: mpsc::Sender<Row>,
@@ -169,7 +163,7 @@ impl Work {
         let deadline = self.deadline;
         let mut begin = Some(begin);
         let outcome = tokio::select! {
-            outcome = self.answer(statement, tables, &mut begin, &rows) => outcome,
+            outcome = self.answer(tables, &mut begin, &rows) => outcome,
             () = stop.cancelled() => Err(QueryError::Cancelled),
             () = rows.closed() => Err(QueryError::Cancelled),
             () = tokio::time::sleep_until(deadline) => Err(QueryError::TimedOut(allowed)),
@@ -187,11 +181,12 @@ impl Work {
 
     async fn answer(
         &mut self,
-        statement: Statement,
         tables: Tables,
         begin: &mut Option<oneshot::Sender<Begun>>,
         rows: &mpsc::Sender<Row>,
     ) -> Result<(), QueryError> {
+        // Nothing of the statement ever leaves these threads, whose stacks it fits.
+        let statement = statement::parse(&self.question.sql)?;
         let session = self.engine.session(tables)?;
         let plan = statement::plan(&session.state(), statement, &self.question.params).await?;
         let stream = session.execute_logical_plan(plan).await?.execute_stream().await?;

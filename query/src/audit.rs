@@ -121,6 +121,7 @@ const fn status(error: &QueryError) -> Status {
         }
         QueryError::BadRequest(_)
         | QueryError::Statement(_)
+        | QueryError::TooComplex { .. }
         | QueryError::ReadOnly(_)
         | QueryError::Unauthenticated(_)
         | QueryError::Forbidden { .. }

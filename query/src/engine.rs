@@ -6,7 +6,7 @@
 //! 3. The tail catches up with what was durable when the question came. Then one version V of each
 //!    table is pinned, and with it how far each journal partition is stored at V; the rows are the
 //!    files of V and those of the tail from there on. Nothing is missing, nothing is double.
-//! 4. Statement and parameters are planned over these tables, on threads of their own, so that a
+//! 4. Statement and parameters are parsed and planned over these tables, on threads of their own, so that a
 //!    greedy question keeps neither the proxy nor another question waiting.
 //! 5. Batches go out one by one under a deadline and a row limit. When the asker leaves, the plan
 //!    is dropped. `query.ended` says how it went.
@@ -22,7 +22,6 @@ use custody_lake::{Lake, LakeError, Snapshot, Table};
 use custody_schemas::id::{Micros, Uint};
 use datafusion::common::DataFusionError;
 use datafusion::prelude::SessionContext;
-use datafusion::sql::parser::Statement;
 use parking_lot::Mutex;
 use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
@@ -38,7 +37,8 @@ use crate::describe;
 use crate::error::QueryError;
 use crate::files::scan_files;
 use crate::session::{SessionLimits, Sessions, store_url};
-use crate::statement::{self, Params};
+use crate::size;
+use crate::statement::Params;
 use crate::table::PinnedTable;
 use crate::tail::{Offsets, Tail, Taken};
 
@@ -251,9 +251,9 @@ impl Engine {
         let prepared = timeout_at(deadline, self.prepare(&question)).await;
         let prepared = prepared.unwrap_or(Err(QueryError::TimedOut(self.options.deadline)));
         match prepared {
-            Ok((statement, pin)) => {
+            Ok(pin) => {
                 let work = Work { engine: Arc::clone(self), asked, question, deadline, place };
-                Answer::begin(work, statement, pin).await
+                Answer::begin(work, pin).await
             }
             Err(error) => {
                 asked.end(Some(&error));
@@ -262,16 +262,18 @@ impl Engine {
         }
     }
 
-    async fn prepare(&self, question: &Question) -> Result<(Statement, Pin), QueryError> {
-        let statement = statement::parse(&question.sql)?;
-        Ok((statement, self.pin().await?))
+    async fn prepare(&self, question: &Question) -> Result<Pin, QueryError> {
+        size::check(&question.sql)?;
+        self.pin().await
     }
 
-    /// Threads of their own for one question: whatever it does, the others are not kept waiting.
+    /// Threads of their own for one question: whatever it does, the others are not kept waiting, and
+    /// it has stack for the deepest plan that [`size::check`] lets through.
     pub(crate) fn threads(&self) -> Result<Runtime, QueryError> {
         tokio::runtime::Builder::new_multi_thread()
             .worker_threads(self.options.threads.max(1))
             .thread_name("query")
+            .thread_stack_size(size::STACK_BYTES)
             .enable_all()
             .build()
             .map_err(|error| QueryError::Unavailable(format!("no threads: {error}")))

@@ -19,6 +19,14 @@ pub enum QueryError {
     /// The statement would change something.
     #[error("{0} is refused: this service only reads")]
     ReadOnly(String),
+    /// The statement is larger than can be answered within a bounded stack.
+    #[error("the statement has more than {limit} {what}")]
+    TooComplex {
+        /// What there is too much of.
+        what: &'static str,
+        /// How many are allowed.
+        limit: usize,
+    },
     /// No token, or one that is unknown.
     #[error("{0}")]
     Unauthenticated(&'static str),
@@ -67,7 +75,7 @@ impl QueryError {
     #[must_use]
     pub const fn kind(&self) -> &'static str {
         match self {
-            Self::BadRequest(_) | Self::Statement(_) => "invalid",
+            Self::BadRequest(_) | Self::Statement(_) | Self::TooComplex { .. } => "invalid",
             Self::ReadOnly(_) | Self::Unauthenticated(_) | Self::Forbidden { .. } => "denied",
             Self::Busy { .. } | Self::TooManyRows { .. } | Self::TooMuchMemory(_) => "too_much",
             Self::TimedOut(_) => "timed_out",
@@ -82,9 +90,10 @@ impl QueryError {
     pub const fn status(&self) -> StatusCode {
         match self {
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
-            Self::Statement(_) | Self::TooManyRows { .. } | Self::TooMuchMemory(_) => {
-                StatusCode::UNPROCESSABLE_ENTITY
-            }
+            Self::Statement(_)
+            | Self::TooComplex { .. }
+            | Self::TooManyRows { .. }
+            | Self::TooMuchMemory(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Unauthenticated(_) => StatusCode::UNAUTHORIZED,
             Self::ReadOnly(_) | Self::Forbidden { .. } => StatusCode::FORBIDDEN,
             Self::Busy { .. } => StatusCode::TOO_MANY_REQUESTS,
@@ -103,6 +112,9 @@ impl QueryError {
             Self::BadRequest(_) => "See `GET /` for the form of a request.",
             Self::Statement(_) => {
                 "SELECT * FROM columns lists every table, view and column with its meaning."
+            }
+            Self::TooComplex { .. } => {
+                "Ask in several statements; IN (…) takes long lists, and so do parameters."
             }
             Self::ReadOnly(_) => "Send one SELECT, or EXPLAIN of one.",
             Self::Unauthenticated(_) => {

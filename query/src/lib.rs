@@ -26,6 +26,7 @@ mod ranges;
 mod refused;
 pub mod reports;
 mod session;
+mod size;
 mod statement;
 mod stored;
 mod table;

@@ -312,3 +312,35 @@ async fn a_report_opens_no_file_of_openings_outside_its_period() {
     let plan = format!("{:?}", crate::testing::json(&ask(&engine, question).await.unwrap()));
     assert!(plan.contains("files_ranges_pruned_statistics=1 total → 0 matched"), "{plan}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_statement_as_deep_as_allowed_is_answered_and_a_deeper_one_is_an_error() {
+    let deployment = Deployment::new().await;
+    let engine = deployment.engine().await;
+    let shapes: [(&str, &str, &str); 14] = [
+        ("SELECT 1", "+1", ""),
+        ("SELECT 1=1", " OR value=2", " FROM range(0, 2)"),
+        ("SELECT 1=1", " AND value=2", " FROM range(0, 2)"),
+        ("SELECT 1", " UNION ALL SELECT 1", ""),
+        ("SELECT 1", " EXCEPT SELECT 2", ""),
+        ("SELECT 1", "::int", ""),
+        ("SELECT value", "::int", " FROM range(0, 2)"),
+        ("SELECT [1]", "[1]", ""),
+        ("SELECT 1", " IS NULL", ""),
+        ("SELECT 'a'", "||'a'", ""),
+        ("SELECT value", "||'a'", " FROM range(0, 2)"),
+        ("SELECT ", "NOT ", "true"),
+        ("SELECT ", "- ", "1"),
+        ("SELECT 1 FROM range(0, 1)", ", range(0, 1)", ""),
+    ];
+    for (head, part, tail) in shapes {
+        for times in [250, 450, 900, 2_000, 100_000] {
+            let sql = format!("{head}{}{tail}", part.repeat(times));
+            let answer = answer(&engine, &sql).await;
+            let refused = matches!(answer, Err(QueryError::TooComplex { .. }));
+            assert!(refused || times <= 900, "{part} {times} times: {answer:?}");
+        }
+    }
+    let one = lines(&engine, "SELECT 1 AS one").await;
+    assert_eq!(one, [json!({ "one": 1 })]);
+}
