@@ -1,8 +1,9 @@
 //! One request to `/servers/{name}/mcp`, from its head to its answer: the straight line.
 //!
 //! Authenticate, read the body, read its envelope, hold headers against body, find the session,
-//! decide, record, forward, answer. Whatever stops a request on the way is recorded as
-//! `call.denied` before the client hears of it, and nothing of it reaches the server.
+//! decide, record, forward, answer. Whatever stops a caller's request on the way is recorded as
+//! `call.denied` before the client hears of it, and nothing of it reaches the server. Requests of
+//! strangers are only counted, see [`crate::refusals`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -86,7 +87,7 @@ pub(crate) fn error(
 /// Answers a POST.
 pub(crate) async fn post(visit: Visit, mut body: Incoming) -> Response<Payload> {
     let Ok(caller) = visit.proxy.authority.check(&visit.headers) else {
-        return visit.refuse(visit.stranger(Failure::Unauthenticated)).await;
+        return visit.turn_away(Failure::Unauthenticated);
     };
     let bytes = match visit.read_body(&mut body).await {
         Ok(bytes) => bytes,
@@ -110,7 +111,7 @@ pub(crate) async fn post(visit: Visit, mut body: Incoming) -> Response<Payload> 
 /// Answers a GET (the server's own stream) or a DELETE (the end of a session).
 pub(crate) async fn bare(visit: Visit, method: Method, name: &'static str) -> Response<Payload> {
     let Ok(caller) = visit.proxy.authority.check(&visit.headers) else {
-        return visit.refuse(visit.stranger(Failure::Unauthenticated)).await;
+        return visit.turn_away(Failure::Unauthenticated);
     };
     let nothing = Envelope::default();
     let admitted = visit.served.as_ref().ok_or(Stop::from(Failure::UnknownServer));

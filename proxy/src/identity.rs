@@ -3,7 +3,7 @@
 //! Keys are kept as SHA-256 only, and every known key is compared in full, so that neither our
 //! memory nor our timing tells one. What a client says of itself is noted apart and never trusted.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use custody_schemas::event::{Agent, ClientClaimed, Principal, Source, Who};
@@ -140,6 +140,11 @@ impl Seen {
     /// For a connection from `peer`.
     pub(crate) fn new(peer: SocketAddr) -> Self {
         Self { peer, last: Mutex::new(None) }
+    }
+
+    /// Where the connection comes from.
+    pub(crate) fn ip(&self) -> IpAddr {
+        self.peer.ip()
     }
 
     /// The caller `base` as seen in a request with these headers and claims.

@@ -15,7 +15,8 @@
 //! 6. Whatever goes wrong is one of [`errors`]. Whoever leaves, the call is ended by its `Drop`.
 //!
 //! No message is ever re-encoded: what an agent and a server exchange arrives byte for byte, or is
-//! refused with an error that says why, and the refusal is recorded.
+//! refused with an error that says why, and the refusal is recorded: one by one for callers who
+//! are known, counted by the minute (`refusals`) for strangers.
 
 mod answer;
 mod call;
@@ -31,6 +32,7 @@ mod parked;
 mod payload;
 mod policy;
 mod record;
+mod refusals;
 mod scan;
 mod server;
 mod session;
@@ -58,6 +60,7 @@ use metrics::Metrics;
 use parked::Parked;
 use policy::Policy;
 use record::Recorder;
+use refusals::Refusals;
 use session::Sessions;
 use upstream::Upstream;
 
@@ -94,6 +97,7 @@ struct Proxy {
     parked: Arc<Parked>,
     servers: HashMap<String, Arc<Served>>,
     recorder: Arc<Recorder>,
+    refusals: Refusals,
     metrics: Arc<Metrics>,
     max_message_bytes: usize,
     limits: Limits,
@@ -135,10 +139,27 @@ pub async fn run(
         parked: Arc::default(),
         servers,
         recorder,
+        refusals: Refusals::default(),
         metrics,
         max_message_bytes: config.max_message_bytes,
         limits: config.limits,
     };
-    server::serve(listener, Arc::new(proxy), shutdown).await;
+    let proxy = Arc::new(proxy);
+    let recording = tokio::spawn(record_refusals(Arc::clone(&proxy)));
+    server::serve(listener, Arc::clone(&proxy), shutdown).await;
+    recording.abort();
+    proxy.recorder.refused(proxy.refusals.take()).await;
     Ok(())
+}
+
+async fn record_refusals(proxy: Arc<Proxy>) {
+    loop {
+        tokio::time::sleep(refusals::COUNT_FOR).await;
+        // not to be cut off between taking and recording
+        let at_work = Arc::clone(&proxy);
+        let work = async move { at_work.recorder.refused(at_work.refusals.take()).await };
+        if tokio::spawn(work).await.is_err() {
+            tracing::error!("refused strangers could not be recorded");
+        }
+    }
 }

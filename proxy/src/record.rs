@@ -214,6 +214,16 @@ impl Recorder {
         self.append(draft, body(Part::Request, request)).await.map(|()| call)
     }
 
+    /// Records how often strangers were turned away.
+    pub(crate) async fn refused(&self, counted: Vec<Draft>) {
+        for draft in counted {
+            let count = draft.detail.get("count").cloned();
+            if self.append(draft, Vec::new()).await.is_err() {
+                tracing::error!(?count, "refused strangers could not be recorded");
+            }
+        }
+    }
+
     /// Records a message beside calls, which may then go on.
     pub(crate) async fn relay(&self, relayed: Relayed) -> Result<Cleared, Unrecorded> {
         let facts = &relayed.facts;

@@ -132,7 +132,7 @@ async fn handle(
         Place::Server(name) => {
             let visit = Visit::new(proxy, seen, head.headers, name);
             if !admitted {
-                return Ok(visit.refuse(visit.stranger(Failure::ForeignOrigin)).await);
+                return Ok(visit.turn_away(Failure::ForeignOrigin));
             }
             match head.method {
                 Method::POST => call::post(visit, body).await,

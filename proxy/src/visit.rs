@@ -2,14 +2,14 @@
 //!
 //! Everything is decided here before policy is asked: whether the body is one message that can be
 //! read in one way only, whether headers and body agree, whether the session is the caller's own.
-//! A refusal is recorded before it is given.
+//! A caller's refusal is recorded before it is given; strangers who are turned away are counted.
 
 use std::borrow::Cow;
 use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use custody_schemas::event::{ClientClaimed, What, Who};
+use custody_schemas::event::{ClientClaimed, What};
 use custody_schemas::id::Hash;
 use custody_schemas::words::Activity;
 use http::{HeaderMap, Response, header};
@@ -210,10 +210,11 @@ impl Visit {
         Ok(Exchange { visit: self, served, caller: caller.clone(), claimed: claimed.or(known) })
     }
 
-    /// The refusal of somebody who is not known, of whose request only the head was read.
-    pub(crate) fn stranger(&self, failure: Failure) -> Denial {
-        let nothing = Envelope::default();
-        self.deny(&Arc::default(), failure.into(), &nothing, None)
+    /// Turns away somebody who is not known, of whose request only the head was read.
+    pub(crate) fn turn_away(&self, failure: Failure) -> Response<Payload> {
+        self.proxy.refusals.count(self.seen.ip(), failure);
+        self.proxy.metrics.denied();
+        error(failure, None, None, None)
     }
 
     /// The refusal of a caller's request.
@@ -224,23 +225,13 @@ impl Visit {
         envelope: &Envelope<'_>,
         request: Option<&Bytes>,
     ) -> Denial {
-        self.deny(&caller.who, stop, envelope, request)
-    }
-
-    fn deny(
-        &self,
-        who: &Arc<Who>,
-        stop: Stop,
-        envelope: &Envelope<'_>,
-        request: Option<&Bytes>,
-    ) -> Denial {
         let protocol = era::check(&self.headers, envelope).map(|spoken| spoken.protocol).ok();
         let found = match (&self.served, request) {
             (Some(served), Some(bytes)) => inspect::sent(&served.server.rules, envelope, bytes),
             _ => Found::none(),
         };
         let facts = Facts {
-            who: self.seen.who(who, &self.headers, None),
+            who: self.seen.who(&caller.who, &self.headers, None),
             what: Arc::new(self.what(envelope, protocol)),
             prev: None,
             leaving_cancels: false,
