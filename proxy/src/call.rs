@@ -209,8 +209,9 @@ impl Exchange<'_> {
         };
         if !bytes.is_empty() {
             let Examined { found, .. } = examine(self.served, None, bytes.clone()).await;
-            let answer =
-                Relayed { facts: Facts { found, ..facts.clone() }, ..relayed(Way::Down, None) };
+            let phi = facts.phi || self.served.server.phi;
+            let facts = Facts { found, phi, ..facts.clone() };
+            let answer = Relayed { facts, ..relayed(Way::Down, None) };
             let answer = Relayed { bytes: Some(bytes.clone()), ..answer };
             if recorder.relay(answer).await.is_err() {
                 return error(Failure::AuditOutcomeUnrecorded, None, None, None);

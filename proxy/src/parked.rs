@@ -2,8 +2,9 @@
 //!
 //! Up to 2025-11-25 a server may close the stream of a call and give the rest of it to a GET of
 //! the same session. Such a call waits here, still open, for its answer to pass on that stream. It
-//! waits as long as an answer may take; after that it is ended as `unknown`. At most [`MAX_PARKED`]
-//! wait, others are ended at once.
+//! waits as long as an answer may take; after that it is ended as `unknown`. Because every
+//! one holds a slot of the journal meanwhile, at most [`MAX_PARKED`] wait, and at most
+//! [`MAX_PARKED_OF_SERVER`] of one server; others are ended at once.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,7 +18,9 @@ use crate::errors::Failure;
 use crate::record::{Call, Ending};
 
 /// How many calls may wait.
-const MAX_PARKED: usize = 1_024;
+const MAX_PARKED: usize = 64;
+/// How many calls of one server may wait.
+const MAX_PARKED_OF_SERVER: usize = 16;
 
 /// The session, and the raw token of the request's id.
 type Key = (Hash, String);
@@ -58,7 +61,7 @@ impl Parked {
         let id = call.id();
         let displaced = {
             let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
-            if calls.len() >= MAX_PARKED {
+            if !calls.contains_key(&key) && !has_room(&calls, &call) {
                 return Some(call);
             }
             calls.insert(key.clone(), (asked, call))
@@ -89,6 +92,12 @@ impl Parked {
         }
         calls.remove(&(session?, id.to_owned()))
     }
+}
+
+fn has_room(calls: &HashMap<Key, (Asked, Call)>, call: &Call) -> bool {
+    let server = |call: &Call| call.facts().what.server.clone();
+    let of_server = calls.values().filter(|(_, parked)| server(parked) == server(call)).count();
+    calls.len() < MAX_PARKED && of_server < MAX_PARKED_OF_SERVER
 }
 
 async fn give_up(id: CallId, call: Call) {

@@ -209,7 +209,9 @@ impl Streaming {
     fn relayed(&self, examined: Examined, bytes: Bytes) -> Relayed {
         let Examined { found, method, id, .. } = examined;
         let carries_data = method.as_deref().is_none_or(|method| !is_housekeeping(method));
-        let phi = carries_data && self.served.server.phi;
+        let server = &self.served.server;
+        let tool = self.asked.as_ref().and_then(Asked::tool);
+        let phi = carries_data && server.rules.phi(tool).unwrap_or(server.phi);
         let around = &self.facts.what;
         let what = What {
             method,

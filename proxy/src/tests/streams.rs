@@ -215,3 +215,48 @@ async fn a_modern_client_that_leaves_has_cancelled_its_call() {
     reply.leave();
     assert_eq!(status(&bench.after_endings(1).await), "cancelled");
 }
+
+#[tokio::test]
+async fn calls_whose_answers_are_never_fetched_keep_no_more_than_a_few_slots() {
+    let upstream =
+        Upstream::start(|_| async { answer(200, "text/event-stream", "id: 1\ndata:\n\n") }).await;
+    let bench = Bench::start(upstream.addr, |_| {}).await;
+    for id in 0..20 {
+        let call = CALL.replace("\"id\":1", &format!("\"id\":{id}"));
+        let session = [("mcp-session-id", "s")];
+        bench.send(Method::POST, "/servers/ehr/mcp", &session, call).await;
+    }
+    let ended = of_kind(&bench.after_endings(4).await, &Kind::CallEnded).len();
+    assert_eq!((ended, bench.writer.status().slots), (4, 16));
+}
+
+#[tokio::test]
+async fn what_passes_beside_an_answer_is_protected_as_its_tool_is_and_else_as_its_server() {
+    let asks = r#"{"jsonrpc":"2.0","id":7,"method":"elicitation/create","params":{}}"#;
+    let upstream = Upstream::start(move |seen: Seen| async move {
+        match seen.method {
+            Method::POST => {
+                let both = [event(asks), event(ANSWER)].concat();
+                answer(200, "text/event-stream", both)
+            }
+            _ => json(asks),
+        }
+    })
+    .await;
+    let of_tool = |server: bool, tool: bool| {
+        move |config: &mut Config| {
+            config.servers[0].phi = server;
+            let rule = crate::inspect::ToolRule { phi: Some(tool), ..Default::default() };
+            config.servers[0].rules.tools.insert("x".into(), rule);
+        }
+    };
+    for (server, tool) in [(false, true), (true, false)] {
+        let bench = Bench::start(upstream.addr, of_tool(server, tool)).await;
+        bench.post(CALL).await;
+        bench.send(Method::GET, "/servers/ehr/mcp", &[], "").await;
+        let events = bench.events();
+        let relayed: Vec<_> = of_kind(&events, &Kind::MessageRelayed);
+        let phi: Vec<_> = relayed.iter().map(|event| event.data.is_phi()).collect();
+        assert_eq!(phi, [tool, false, server], "beside the call, the GET, what it gave");
+    }
+}
