@@ -1,7 +1,8 @@
 //! An answer on its way: the work behind it, and the end that the asker holds.
 //!
 //! Promises: the deadline is on the rows, not only on the plan; an answer that cannot be finished
-//! ends with an error, never just early; when the asker drops its end, the work stops.
+//! ends with an error, never just early; when the asker drops its end, the work stops; an asker who
+//! reads slowly or not at all keeps neither threads nor memory of the work beyond the deadline.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +12,9 @@ use arrow::datatypes::SchemaRef;
 use custody_schemas::id::CallId;
 use datafusion::physical_plan::SendableRecordBatchStream;
 use futures::StreamExt;
+use parking_lot::Mutex;
 use tokio::runtime::Runtime;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
@@ -64,7 +67,7 @@ impl Answer {
             }
         };
         let task = runtime.spawn(work.run(tables, begin, sender));
-        let threads = Threads { runtime: Some(runtime), task };
+        let threads = Threads::until(deadline, runtime, task);
         let schema = match timeout_at(deadline, begun).await {
             Ok(Ok(begun)) => begun?,
             Ok(Err(_)) => return Err(broken()),
@@ -114,25 +117,49 @@ impl Answer {
     /// A channel that closes is the end only if the work ended in order.
     async fn finish(&mut self) -> Result<(), QueryError> {
         match timeout_at(self.deadline, &mut self.threads.task).await {
-            Ok(Ok(())) => Ok(()),
+            Ok(Ok(None)) => Ok(()),
+            Ok(Ok(Some(error))) => Err(error),
+            Ok(Err(_)) | Err(_) if Instant::now() >= self.deadline => {
+                Err(QueryError::TimedOut(self.allowed))
+            }
             Ok(Err(_)) | Err(_) => Err(broken()),
         }
     }
 }
 
-/// The threads of one question. When this goes, its work ends at the next point where it yields,
-/// and the threads with it; nobody waits for that.
+/// The threads of one question. When this goes, or the time is over, its work ends at the next
+/// point where it yields, and the threads with it; nobody waits for that.
 struct Threads {
-    runtime: Option<Runtime>,
-    task: JoinHandle<()>,
+    runtime: Arc<Mutex<Option<Runtime>>>,
+    /// Gives the error that the asker has not been told.
+    task: JoinHandle<Option<QueryError>>,
+    /// Ends the threads when the time is over, whatever the asker does.
+    watch: JoinHandle<()>,
+}
+
+impl Threads {
+    fn until(deadline: Instant, runtime: Runtime, task: JoinHandle<Option<QueryError>>) -> Self {
+        let runtime = Arc::new(Mutex::new(Some(runtime)));
+        let watched = Arc::clone(&runtime);
+        let watch = tokio::spawn(async move {
+            tokio::time::sleep_until(deadline).await;
+            end(&watched);
+        });
+        Self { runtime, task, watch }
+    }
+}
+
+fn end(runtime: &Mutex<Option<Runtime>>) {
+    if let Some(runtime) = runtime.lock().take() {
+        runtime.shutdown_background();
+    }
 }
 
 impl Drop for Threads {
     fn drop(&mut self) {
+        self.watch.abort();
         self.task.abort();
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
-        }
+        end(&self.runtime);
     }
 }
 
@@ -151,13 +178,14 @@ pub(crate) struct Work {
 }
 
 impl Work {
-    /// Answers, tells the asker how that went, and records it.
+    /// Answers, tells the asker how that went, and records it. Gives back an error for which there
+    /// was no room among the rows.
     async fn run(
         mut self,
         tables: Tables,
         begin: oneshot::Sender<Begun>,
         rows: mpsc::Sender<Row>,
-    ) {
+    ) -> Option<QueryError> {
         let stop = self.engine.stopping();
         let allowed = self.engine.options.deadline;
         let deadline = self.deadline;
@@ -171,11 +199,14 @@ impl Work {
         let Self { asked, place, .. } = self;
         asked.end(outcome.as_ref().err());
         drop(place);
-        let Err(error) = outcome else { return };
+        let error = outcome.err()?;
+        // Nobody there to be told is no fault.
         match begin {
-            // Nobody there to be told is no fault.
-            Some(begin) => drop(begin.send(Err(error))),
-            None => drop(rows.send(Err(error)).await),
+            Some(begin) => begin.send(Err(error)).err()?.err(),
+            None => match rows.try_send(Err(error)) {
+                Ok(()) => None,
+                Err(TrySendError::Full(row) | TrySendError::Closed(row)) => row.err(),
+            },
         }
     }
 
@@ -217,5 +248,36 @@ impl Work {
             rows.send(Ok(batch)).await.map_err(|_| QueryError::Cancelled)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Params;
+    use crate::access::Asker;
+    use crate::testing::Deployment;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_asker_who_does_not_read_keeps_no_threads_beyond_the_deadline_and_is_told() {
+        let deployment = Deployment::new().await;
+        let mut options = deployment.options();
+        options.deadline = Duration::from_secs(1);
+        let engine = deployment.engine_with(options).await;
+        let endless = Question::sql("SELECT value FROM range(0, 1000000000000)", Params::None);
+        let mut answer = engine.ask(&Asker::anonymous(), endless).await.unwrap();
+        answer.first().await.unwrap();
+        let gone = async {
+            while answer.threads.runtime.lock().is_some() || Arc::strong_count(&engine) > 1 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let within = Duration::from_secs(20);
+        tokio::time::timeout(within, gone).await.expect("the threads end by themselves");
+        let mut last = None;
+        while let Some(row) = answer.next().await {
+            last = row.err();
+        }
+        assert!(matches!(last, Some(QueryError::TimedOut(_))), "{last:?}");
     }
 }
