@@ -344,3 +344,49 @@ async fn a_statement_as_deep_as_allowed_is_answered_and_a_deeper_one_is_an_error
     let one = lines(&engine, "SELECT 1 AS one").await;
     assert_eq!(one, [json!({ "one": 1 })]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_only_the_ending_knows_is_the_call_s() {
+    let deployment = Deployment::new().await;
+    let first = call("ann", "read", &["p1"]);
+    let (slot, mut draft) = deployment.open(&first).await;
+    let mut what = custody_schemas::event::What::clone(draft.what.as_ref().unwrap());
+    what.session = Some(custody_schemas::id::Bytes([1; 32]));
+    draft.what = Some(Arc::new(what));
+    deployment.end(slot, draft, &first, Status::Ok).await;
+    let engine = deployment.engine().await;
+    let sql = "SELECT count(*) AS n FROM calls WHERE session IS NOT NULL";
+    assert_eq!(lines(&engine, sql).await, [json!({ "n": 1 })]);
+    let sql = "SELECT count(*) AS n FROM phi_access WHERE session IS NOT NULL";
+    assert_eq!(lines(&engine, sql).await, [json!({ "n": 1 })]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn an_answer_never_claims_to_reach_further_than_its_rows() {
+    let deployment = Arc::new(Deployment::new().await);
+    let engine = deployment.engine().await;
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let (busy, done) = (Arc::clone(&deployment), Arc::clone(&stop));
+    let appending = tokio::spawn(async move {
+        while !done.load(std::sync::atomic::Ordering::Relaxed) {
+            let calls = (0..16).map(|_| call("ann", "read", &["p1"])).collect::<Vec<_>>();
+            let runs = calls.iter().map(|call| busy.run(call, Status::Ok));
+            futures::future::join_all(runs).await;
+        }
+    });
+    for _ in 0..60 {
+        let sql = "SELECT max(at) AS at FROM events WHERE entry = 'event'";
+        let question = Question::sql(sql, Params::None);
+        let mut answer = engine.ask(&Asker::anonymous(), question).await.unwrap();
+        let rows = answer.next().await.unwrap().unwrap();
+        let last =
+            arrow::array::AsArray::as_primitive::<arrow::datatypes::TimestampMicrosecondType>(
+                rows.column(0).as_ref(),
+            )
+            .value(0);
+        let through: jiff::Timestamp = answer.completeness.complete_through.parse().unwrap();
+        assert!(through.as_microsecond() <= last, "{through} is later than the rows' {last}");
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    appending.await.unwrap();
+}

@@ -63,14 +63,14 @@ pub fn find(name: &str) -> Option<&'static View> {
 const OPENING: &str = "tenant prev_call user_issuer user_subject user_name agent_id agent_name \
     agent_instance agent_version client_name client_version delegation assurance token_id roles \
     purpose purpose_source source_ip user_agent method server recipient recipient_relation tool \
-    tool_definition resource prompt activity protocol transport rpc_id session trace effect reason \
+    tool_definition resource prompt activity protocol transport rpc_id trace effect reason \
     policies policy_version approval";
 
 /// What only an ending knows.
 const ENDING: &str = "http_status code duration_us result_type response_body response_bytes";
 
 /// What the ending knows better, and the opening says for as long as there is none.
-const BOTH: &str = "request_body request_bytes edits_body edit_count labels identifiers \
+const BOTH: &str = "session request_body request_bytes edits_body edit_count labels identifiers \
     sensitivity disclosure detector subject_status subject_count subjects";
 
 fn words(list: &'static str) -> impl Iterator<Item = &'static str> {
