@@ -22,7 +22,6 @@ use custody_lake::{Lake, LakeError, Snapshot, Table};
 use custody_schemas::id::{Micros, Uint};
 use datafusion::common::DataFusionError;
 use datafusion::prelude::SessionContext;
-use parking_lot::Mutex;
 use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
@@ -170,7 +169,6 @@ pub struct Engine {
     lake: Lake,
     tail: Tail,
     partitions: Vec<Partition>,
-    ledger: Arc<Mutex<Ledger>>,
     sessions: Sessions,
     writer: Writer,
     gate: Arc<Semaphore>,
@@ -213,16 +211,13 @@ impl Engine {
         let starts = starts(&options, &partitions, &events, &bodies).await?;
         let stored = tables(&events, &bodies, &Taken::default(), None)?;
         let ledger = crate::stored::ledger(&sessions, stored, &events).await?;
-        let ledger = Arc::new(Mutex::new(ledger));
-        let tail =
-            Tail::follow(journal.as_ref(), &starts, Arc::clone(&ledger), options.tail_bytes)?;
+        let tail = Tail::follow(journal.as_ref(), &starts, ledger, options.tail_bytes)?;
         let gate = Arc::new(Semaphore::new(options.concurrency.max(1)));
         let engine = Arc::new(Self {
             options,
             lake,
             tail,
             partitions,
-            ledger,
             sessions,
             writer,
             gate,
@@ -246,8 +241,10 @@ impl Engine {
         let Ok(Ok(place)) = place else {
             return Err(QueryError::Busy { limit: self.options.concurrency });
         };
-        let asked = audit::ask(&self.writer, asker, &question).await?;
         let deadline = Instant::now() + self.options.deadline;
+        let asked = timeout_at(deadline, audit::ask(&self.writer, asker, &question)).await;
+        let asked = asked
+            .map_err(|_| QueryError::Audit("the journal did not record it in time".to_owned()))??;
         let prepared = timeout_at(deadline, self.prepare(&question)).await;
         let prepared = prepared.unwrap_or(Err(QueryError::TimedOut(self.options.deadline)));
         match prepared {
@@ -330,25 +327,24 @@ impl Engine {
 
     /// Pins the newest versions, with the tail as it is durable now.
     pub(crate) async fn pin(&self) -> Result<Pin, QueryError> {
+        // What is judged is what was there when the question came, or less.
+        let asked_at = now();
         self.tail.catch_up(CATCH_UP).await;
         for _ in 0..PINS {
             let (events, bodies) = self.snapshots().await?;
             let starts = starts(&self.options, &self.partitions, &events, &bodies).await;
             let starts = starts.map_err(|e| QueryError::Unavailable(e.to_string()))?;
             let unreadable = |e: ReadError| QueryError::Unavailable(e.to_string());
-            let Some(taken) = self.tail.take(&starts).map_err(unreadable)? else { continue };
-            let completeness = self.judge(taken.behind, taken.bodies_behind);
+            let writers = (self.options.writers)();
+            let judge = |ledger: &Ledger| ledger.judge(&writers, asked_at, 0);
+            let taken = self.tail.take_with(&starts, judge).map_err(unreadable)?;
+            let Some((taken, mut completeness)) = taken else { continue };
+            completeness.behind += taken.behind;
+            completeness.bodies_behind += taken.bodies_behind;
             let tables = tables(&events, &bodies, &taken, Some(&completeness))?;
             return Ok(Pin { tables, completeness });
         }
         Err(QueryError::Unavailable("the lake moves on faster than it can be pinned".to_owned()))
-    }
-
-    fn judge(&self, behind: u64, bodies_behind: u64) -> Completeness {
-        let writers = (self.options.writers)();
-        let mut completeness = self.ledger.lock().judge(&writers, now(), behind);
-        completeness.bodies_behind = bodies_behind;
-        completeness
     }
 
     async fn snapshots(&self) -> Result<(Arc<Snapshot>, Arc<Snapshot>), QueryError> {

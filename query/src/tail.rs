@@ -6,7 +6,8 @@
 //!
 //! Promises: at most [`Tail::LIMIT_BYTES`] of rows; when they are reached reading stops until the lake
 //! catches up, and [`Taken::behind`] says how many entries a question cannot see. A record that was
-//! sent twice is kept once. Rows are dropped only below what the lake was seen to hold.
+//! sent twice is kept once. An entry is folded and its row kept in one step, and a question takes rows
+//! and judgement in one step, so that it never claims what it does not hold. Rows are dropped only below what the lake was seen to hold.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use arrow::error::ArrowError;
 use custody_journal::{Entry, EntryKind, Journal, Partition, Read, ReadError, Topic};
 use custody_lake::batch::Rows;
 use custody_lake::rows::{Arrival, Standing};
-use custody_schemas::record;
+use custody_schemas::record::{self, Decoded};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::watch;
 
@@ -59,7 +60,8 @@ pub(crate) struct Tail {
 }
 
 struct Shared {
-    ledger: Arc<Mutex<Ledger>>,
+    /// Held while events are folded and kept, and while rows are taken. Locked before `Part::held`.
+    ledger: Mutex<Ledger>,
     bytes: AtomicUsize,
     limit_bytes: usize,
     stop: AtomicBool,
@@ -99,11 +101,11 @@ impl Tail {
     pub(crate) fn follow(
         journal: &dyn Journal,
         starts: &Offsets,
-        ledger: Arc<Mutex<Ledger>>,
+        ledger: Ledger,
         limit_bytes: usize,
     ) -> Result<Self, ReadError> {
         let shared = Arc::new(Shared {
-            ledger,
+            ledger: Mutex::new(ledger),
             bytes: AtomicUsize::new(0),
             limit_bytes,
             stop: AtomicBool::new(false),
@@ -150,10 +152,16 @@ impl Tail {
         let _elapsed = tokio::time::timeout(within, all).await.is_err();
     }
 
-    /// The rows from `starts` on; `None` when some of them have been dropped already, because the
-    /// lake holds them in a later version: pin that one.
-    pub(crate) fn take(&self, starts: &Offsets) -> Result<Option<Taken>, ReadError> {
+    /// The rows from `starts` on, and what `judge` says of the ledger that goes with them; `None`
+    /// when some of them have been dropped already, because the lake holds them in a later version:
+    /// pin that one.
+    pub(crate) fn take_with<T>(
+        &self,
+        starts: &Offsets,
+        judge: impl FnOnce(&Ledger) -> T,
+    ) -> Result<Option<(Taken, T)>, ReadError> {
         let mut taken = Taken::default();
+        let ledger = self.shared.ledger.lock();
         for part in &self.parts {
             let from = starts.get(&part.partition).copied().unwrap_or(0);
             let held = part.held.lock();
@@ -173,7 +181,7 @@ impl Tail {
                 Topic::Bodies | Topic::Control => taken.bodies_behind += behind,
             }
         }
-        Ok(Some(taken))
+        Ok(Some((taken, judge(&ledger))))
     }
 
     /// Drops the rows below `starts`, which the lake holds.
@@ -262,21 +270,23 @@ impl Part {
     }
 
     fn add(&self, shared: &Shared, entries: &[Entry], position: u64) {
+        let decoded: Vec<_> = entries.iter().map(decode).collect();
+        let mut ledger = shared.ledger.lock();
         if !entries.is_empty() {
-            match self.rows(shared, entries) {
+            match self.rows(&mut ledger, entries, &decoded) {
                 Ok(Some(kept)) => self.keep(shared, kept),
                 Ok(None) => {}
                 Err(error) => {
                     tracing::error!(partition = self.partition.name, %error, "rows do not fit");
-                    shared.ledger.lock().skipped(entries.len() as u64);
+                    ledger.skipped(entries.len() as u64);
                 }
             }
         }
         let mut held = self.held.lock();
         held.full = false;
         held.problem = None;
-        drop(held);
         self.position.send_if_modified(|at| std::mem::replace(at, position) != position);
+        drop((held, ledger));
     }
 
     fn keep(&self, shared: &Shared, kept: Kept) {
@@ -298,13 +308,18 @@ impl Part {
     }
 
     /// The entries as rows, without those that have been read before.
-    fn rows(&self, shared: &Shared, entries: &[Entry]) -> Result<Option<Kept>, ArrowError> {
+    fn rows(
+        &self,
+        ledger: &mut Ledger,
+        entries: &[Entry],
+        decoded: &[Option<Decoded>],
+    ) -> Result<Option<Kept>, ArrowError> {
         let mut rows = match self.partition.topic {
             Topic::Events => Rows::events(),
             Topic::Bodies | Topic::Control => Rows::bodies(),
         };
         let mut last = 0;
-        for entry in entries {
+        for (entry, decoded) in entries.iter().zip(decoded) {
             last = entry.offset;
             let arrival = Arrival {
                 partition: &self.partition.name,
@@ -313,10 +328,14 @@ impl Part {
                 stored_at: None,
             };
             match entry.kind {
-                EntryKind::Event => event(&mut rows, &shared.ledger, entry, &arrival),
+                EntryKind::Event => {
+                    if let Some(decoded) = decoded {
+                        event(&mut rows, ledger, entry, decoded, &arrival);
+                    }
+                }
                 EntryKind::Checkpoint => {
                     if !rows.checkpoint(&entry.value, &arrival) {
-                        shared.ledger.lock().undecodable();
+                        ledger.undecodable();
                     }
                 }
                 EntryKind::Chunk => {
@@ -332,12 +351,21 @@ impl Part {
     }
 }
 
-fn event(rows: &mut Rows, ledger: &Mutex<Ledger>, entry: &Entry, arrival: &Arrival<'_>) {
-    let decoded = record::decode(&entry.value);
-    let fold = ledger.lock().fold(&decoded, &entry.value);
-    match fold {
-        Fold::New => rows.record(&entry.value, &decoded, Standing::Event, arrival),
-        Fold::Conflict => rows.record(&entry.value, &decoded, Standing::Conflict, arrival),
+/// Outside of any lock.
+fn decode(entry: &Entry) -> Option<Decoded> {
+    (entry.kind == EntryKind::Event).then(|| record::decode(&entry.value))
+}
+
+fn event(
+    rows: &mut Rows,
+    ledger: &mut Ledger,
+    entry: &Entry,
+    decoded: &Decoded,
+    arrival: &Arrival<'_>,
+) {
+    match ledger.fold(decoded, &entry.value) {
+        Fold::New => rows.record(&entry.value, decoded, Standing::Event, arrival),
+        Fold::Conflict => rows.record(&entry.value, decoded, Standing::Conflict, arrival),
         Fold::Duplicate => {}
     }
 }
