@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use crate::call::{Asked, Exchange, examine as examine_on};
 use crate::envelope::{Envelope, Look, Shape, same_id};
 use crate::errors::Failure;
+use crate::headers::noted_down;
 use crate::inspect::{self, Found};
 use crate::payload::Payload;
 use crate::record::{Call, Ending};
@@ -39,7 +40,7 @@ pub(crate) async fn deliver(
         let failure = Failure::UpstreamInvalid;
         return fail(asked, call, failure, Status::HttpError, None, None).await;
     };
-    call.note_head(session, media_type(&head.headers));
+    call.note_head(session, media_type(&head.headers), noted_down(&head.headers));
     if head.status.is_success() && media_type(&head.headers) == "text/event-stream" {
         let body = stream::of_call(exchange, asked, call, body);
         return respond(head.status, headers_down(&head.headers), body);

@@ -21,6 +21,7 @@ use crate::config::Limits;
 use crate::envelope::Envelope;
 use crate::era::{self, Era, SESSION_HEADER, Spoken};
 use crate::errors::Failure;
+use crate::headers::{noted_down, noted_up};
 use crate::identity::Caller;
 use crate::inspect::{self, is_housekeeping};
 use crate::payload::Payload;
@@ -152,9 +153,11 @@ impl Exchange<'_> {
             call: None,
             state: Some(Digits(Sha256::digest(state.as_bytes()).into())),
         });
+        let what = self.visit.what(envelope, Some(spoken.protocol.clone()));
         Facts {
+            headers: noted_up(&self.visit.headers, &what),
             who: self.visit.seen.who(&self.caller.who, &self.visit.headers, self.claimed.as_ref()),
-            what: Arc::new(self.visit.what(envelope, Some(spoken.protocol.clone()))),
+            what: Arc::new(what),
             prev: state,
             leaving_cancels: spoken.era == Era::Modern,
             phi: !is_housekeeping(envelope.method())
@@ -199,6 +202,7 @@ impl Exchange<'_> {
         }
         let media = crate::upstream::media_type(&head.headers);
         if head.status.is_success() && media == "text/event-stream" {
+            let facts = Facts { headers: noted_down(&head.headers), ..facts };
             let body = stream::of_server(self, facts, body);
             return respond(head.status, headers_down(&head.headers), body);
         }
@@ -210,7 +214,8 @@ impl Exchange<'_> {
         if !bytes.is_empty() {
             let Examined { found, .. } = examine(self.served, None, bytes.clone()).await;
             let phi = facts.phi || self.served.server.phi;
-            let facts = Facts { found, phi, ..facts.clone() };
+            let headers = noted_down(&head.headers);
+            let facts = Facts { found, phi, headers, ..facts.clone() };
             let answer = Relayed { facts, ..relayed(Way::Down, None) };
             let answer = Relayed { bytes: Some(bytes.clone()), ..answer };
             if recorder.relay(answer).await.is_err() {

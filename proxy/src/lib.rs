@@ -9,7 +9,8 @@
 //!    makes sure that a session is the caller's own.
 //! 3. [`inspect`] looks whose data is sent; `policy` makes a permit; `record` turns the permit
 //!    into the right to send, once the opening of the call is durable.
-//! 4. `upstream` spends that right: the same bytes, only the headers that MCP needs.
+//! 4. `upstream` spends that right: the same bytes, only the headers that `headers`
+//!    names and that are on the record.
 //! 5. `answer` (or `stream`, which frames events with `sse`) reads what comes back, and lets
 //!    the client have the same bytes once the ending is durable.
 //! 6. Whatever goes wrong is one of [`errors`]. Whoever leaves, the call is ended by its `Drop`.
@@ -25,6 +26,7 @@ mod envelope;
 mod era;
 pub mod errors;
 mod gate;
+mod headers;
 pub mod identity;
 pub mod inspect;
 mod metrics;

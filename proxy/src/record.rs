@@ -16,6 +16,7 @@ use custody_journal::writer::AppendError;
 use custody_journal::{Appending, OutBody, Part, Slot, Writer};
 use custody_schemas::event::{Data, Decision, Draft, Outcome, PrevCall, Subject, What, Who};
 use custody_schemas::id::{CallId, Hash, Uint};
+use custody_schemas::json::Json;
 use custody_schemas::kind::Kind;
 use custody_schemas::split_subjects;
 use custody_schemas::words::Status;
@@ -53,6 +54,9 @@ pub(crate) struct Facts {
     pub(crate) phi: bool,
     /// What was found so far.
     pub(crate) found: Found,
+    /// Headers that pass and stand nowhere else in the record: those of the message itself, so
+    /// the ending has others than the opening.
+    pub(crate) headers: Option<Json>,
 }
 
 /// Which way a relayed message goes.
@@ -186,6 +190,7 @@ impl Recorder {
         match timeout(self.wait, durable).await {
             Ok(Ok(())) => {
                 call.sent = true;
+                call.facts.headers = None;
                 return Ok((Call(call), Cleared(())));
             }
             Ok(Err(error)) => {
@@ -277,12 +282,18 @@ fn body(part: Part, bytes: Option<Bytes>) -> Vec<OutBody> {
 
 impl Facts {
     fn draft(&self, kind: Kind, call: Option<CallId>, decision: Option<&Arc<Decision>>) -> Draft {
+        let kind_of_message = kind != Kind::SubjectsListed;
         let mut draft = Draft::new(kind);
         draft.call = call;
         draft.who = Some(Arc::clone(&self.who));
         draft.what = Some(Arc::clone(&self.what));
         draft.decision = decision.map(Arc::clone);
         draft.prev_call = self.prev.clone();
+        if let Some(headers) = &self.headers
+            && kind_of_message
+        {
+            draft = draft.with("headers", headers.clone());
+        }
         draft
     }
 
@@ -350,10 +361,11 @@ impl Call {
         &self.0.facts
     }
 
-    /// Notes the session that the answer gives out, and the answer's media type unless it is the
-    /// usual one.
-    pub(crate) fn note_head(&mut self, session: Option<Hash>, media: &str) {
+    /// Notes the session that the answer gives out, the answer's media type unless it is the
+    /// usual one, and the headers that pass with it.
+    pub(crate) fn note_head(&mut self, session: Option<Hash>, media: &str, headers: Option<Json>) {
         let open = &mut *self.0;
+        open.facts.headers = headers;
         if session.is_some() && open.facts.what.session.is_none() {
             Arc::make_mut(&mut open.facts.what).session = session;
         }

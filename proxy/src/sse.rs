@@ -15,6 +15,51 @@ pub(crate) struct Frame {
     pub(crate) data: Option<Bytes>,
 }
 
+impl Frame {
+    /// What of it a client may have: the fields that an event has, without comments and others,
+    /// and nothing of a frame that has no fields.
+    pub(crate) fn passing(&self) -> Bytes {
+        let mut fields = 0;
+        let mut kept = Vec::new();
+        let mut all = true;
+        let mut at = 0;
+        while at < self.raw.len() {
+            let line = memchr::memchr2(b'\n', b'\r', &self.raw[at..]);
+            let end = line.map_or(self.raw.len(), |n| at + n);
+            let next = (end + 1).min(self.raw.len());
+            let text = &self.raw[at..end];
+            let text = if at == 0 { text.strip_prefix(BOM).unwrap_or(text) } else { text };
+            let is_field = is_field(text);
+            fields += usize::from(is_field);
+            if is_field || text.is_empty() {
+                kept.push((at, next));
+            } else {
+                all = false;
+                // a CR LF goes with its line
+                at = next + usize::from(self.raw[end..].starts_with(b"\r\n"));
+                continue;
+            }
+            at = next;
+        }
+        if fields == 0 {
+            return Bytes::new();
+        }
+        if all {
+            return self.raw.clone();
+        }
+        kept.into_iter().flat_map(|(from, to)| self.raw[from..to].to_vec()).collect()
+    }
+}
+
+/// What the first line of a stream may begin with.
+const BOM: &[u8] = b"\xef\xbb\xbf";
+
+/// Whether a line is a field that an event has.
+fn is_field(line: &[u8]) -> bool {
+    let name = line.split(|&b| b == b':').next().unwrap_or_default();
+    [b"event".as_slice(), b"id", b"retry", b"data"].contains(&name)
+}
+
 /// An event is longer than the limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TooLong;
@@ -172,6 +217,20 @@ mod tests {
             let joined: Vec<u8> = torn.iter().flat_map(|f| f.raw.to_vec()).collect();
             assert_eq!(joined, STREAM);
         }
+    }
+
+    #[test]
+    fn comments_and_unknown_fields_do_not_pass_and_fields_pass_as_they_came() {
+        let passing = |text: &'static str| {
+            let frames = frames(&[text.as_bytes()]);
+            let bytes: Vec<u8> = frames.iter().flat_map(|f| f.passing().to_vec()).collect();
+            String::from_utf8(bytes).unwrap()
+        };
+        let clean = "\u{feff}id: 1\r\ndata: a\r\n\r\nretry:5\rdata\r\revent: x\ndata:\n\n";
+        assert_eq!(passing(clean), clean);
+        assert_eq!(passing("\u{feff}: secret\n\ndata: a\n\n"), "data: a\n\n");
+        assert_eq!(passing("x: 1\r\nid: 1\r\n:c\r\ndata: a\r\n\r\n"), "id: 1\r\ndata: a\r\n\r\n");
+        assert_eq!(passing("data: a\ndatax: b\ndata: c\n\n:only\n\n"), "data: a\ndata: c\n\n");
     }
 
     #[test]

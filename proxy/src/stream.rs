@@ -1,6 +1,7 @@
 //! An event stream on its way to a client: each message recorded, then its bytes passed on.
 //!
-//! The frames go on exactly as they came. Messages that arrive together are recorded together.
+//! The fields of an event (`event`, `id`, `retry`, `data`) go on exactly as they came; comments
+//! and unknown fields, which are on no record, are left out. Messages that arrive together are recorded together.
 //! The answer to the call is its ending; when it cannot be recorded, the last thing in the stream
 //! is an error that says so. Comment lines keep a silent stream open.
 
@@ -36,7 +37,7 @@ pub(crate) fn of_call(
     call: Call,
     body: Incoming,
 ) -> Payload {
-    let facts = call.facts().clone();
+    let facts = Facts { headers: None, ..call.facts().clone() };
     let id = call.id();
     start(exchange, facts, body, Some((asked.clone(), id, call)))
 }
@@ -194,7 +195,9 @@ impl Streaming {
             }
             self.answered = true;
         }
-        Ok(joined(&frames))
+        let bytes = joined(&frames);
+        // the upstream has said that it is there; so do we
+        Ok(if bytes.is_empty() { Bytes::from_static(KEEP_ALIVE) } else { bytes })
     }
 
     /// The call that waits for this message, if it is an answer in a stream without a call.
@@ -272,12 +275,12 @@ impl Streaming {
 
 fn joined(frames: &[Frame]) -> Bytes {
     if let [only] = frames {
-        return only.raw.clone();
+        return only.passing();
     }
     let length = frames.iter().map(|frame| frame.raw.len()).sum();
     let mut bytes = BytesMut::with_capacity(length);
     for frame in frames {
-        bytes.extend_from_slice(&frame.raw);
+        bytes.extend_from_slice(&frame.passing());
     }
     bytes.freeze()
 }

@@ -19,6 +19,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::time::timeout;
 
 use crate::config::{Limits, Server};
+use crate::headers;
 use crate::record::Cleared;
 
 /// How long an unused connection is kept: less than the five seconds after which common servers
@@ -98,10 +99,8 @@ impl Upstream {
     }
 
     fn write_headers(&self, from: &HeaderMap, to: &mut HeaderMap) {
-        for (name, value) in from {
-            if passes_up(name) {
-                to.append(name.clone(), value.clone());
-            }
+        for (name, value) in headers::up(from) {
+            to.append(name.clone(), value.clone());
         }
         to.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         for (name, value) in &self.headers {
@@ -125,27 +124,11 @@ fn tls(server: &Server) -> Result<rustls::ClientConfig, TlsError> {
     Ok(roots.with_no_client_auth())
 }
 
-/// Whether a client's header is for the upstream.
-fn passes_up(name: &HeaderName) -> bool {
-    matches!(
-        name.as_str(),
-        "accept" | "content-type" | "last-event-id" | "traceparent" | "tracestate"
-    ) || name.as_str().starts_with("mcp-")
-}
-
-/// Whether an upstream's header is for the client.
-fn passes_down(name: &HeaderName) -> bool {
-    matches!(name.as_str(), "content-type" | "cache-control" | "retry-after" | "allow")
-        || name.as_str().starts_with("mcp-")
-}
-
 /// The headers of an answer that a client may see.
 pub(crate) fn headers_down(from: &HeaderMap) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(4);
-    for (name, value) in from {
-        if passes_down(name) {
-            headers.append(name.clone(), value.clone());
-        }
+    for (name, value) in headers::down(from) {
+        headers.append(name.clone(), value.clone());
     }
     headers
 }

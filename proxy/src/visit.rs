@@ -20,6 +20,7 @@ use crate::call::{Asked, Exchange, error};
 use crate::envelope::{Envelope, EnvelopeError, Look, Shape};
 use crate::era::{self, Era, SESSION_HEADER, Spoken};
 use crate::errors::Failure;
+use crate::headers::noted_up;
 use crate::identity::{Caller, Seen};
 use crate::inspect::{self, Found};
 use crate::payload::Payload;
@@ -230,9 +231,11 @@ impl Visit {
             (Some(served), Some(bytes)) => inspect::sent(&served.server.rules, envelope, bytes),
             _ => Found::none(),
         };
+        let what = self.what(envelope, protocol);
         let facts = Facts {
             who: self.seen.who(&caller.who, &self.headers, None),
-            what: Arc::new(self.what(envelope, protocol)),
+            headers: noted_up(&self.headers, &what),
+            what: Arc::new(what),
             prev: None,
             leaving_cancels: false,
             phi: false,

@@ -229,3 +229,40 @@ async fn health_and_metrics_answer_and_count() {
     assert_eq!(bench.send(Method::GET, "/", &[], "").await.status, 404);
     assert_eq!(bench.send(Method::PUT, "/servers/ehr/mcp", &[], "").await.status, 405);
 }
+
+#[tokio::test]
+async fn headers_that_pass_are_on_record_and_no_others_pass() {
+    let upstream = Upstream::start(|_| async {
+        let mut response = json(ANSWER);
+        for (name, value) in [("mcp-covert", "d"), ("cache-control", "no-store"), ("x-y", "z")] {
+            response.headers_mut().insert(name, value.parse().unwrap());
+        }
+        response
+    })
+    .await;
+    let bench = Bench::start(upstream.addr, |_| {}).await;
+    let headers = [
+        ("mcp-covert", "u"),
+        ("mcp-param-region", "eu"),
+        ("tracestate", "t=1"),
+        ("mcp-method", "tools/call"),
+    ];
+    let reply = bench.send(Method::POST, EHR, &headers, CALL).await;
+    let seen = upstream.seen().pop().unwrap();
+    assert!(!seen.headers.contains_key("mcp-covert") && !reply.headers.contains_key("mcp-covert"));
+    assert_eq!(
+        (&seen.headers["mcp-param-region"], &seen.headers["tracestate"]),
+        (&"eu".parse().unwrap(), &"t=1".parse().unwrap())
+    );
+    assert_eq!(reply.headers["cache-control"], "no-store");
+    let events = bench.events();
+    let map = |pairs: &[(&str, &str)]| {
+        let pairs = pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).into()));
+        custody_schemas::json::Json::Map(pairs.collect())
+    };
+    assert_eq!(
+        events[0].detail["headers"],
+        map(&[("mcp-param-region", "eu"), ("tracestate", "t=1")])
+    );
+    assert_eq!(events[1].detail["headers"], map(&[("cache-control", "no-store")]));
+}
