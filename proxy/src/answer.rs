@@ -2,7 +2,9 @@
 //!
 //! A JSON answer is read whole up to the limit, inspected, recorded, released. An event stream is
 //! handed to [`crate::stream`]. What is no answer that MCP allows becomes an error that says so,
-//! and what arrived is on the record all the same.
+//! and what arrived whole, or in [`UNWANTED`] of an answer that its head alone rules out, is on the
+//! record all the same, marked as `partial` if it was cut. Of an answer that is too long or breaks
+//! off the record says so, and holds none of its bytes, for none were released.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -24,6 +26,9 @@ use crate::record::{Call, Ending};
 use crate::stream;
 use crate::upstream::{NoAnswer, headers_down, media_type};
 
+/// How long the body of an answer that is not passed on is read, for the record.
+const UNWANTED: Duration = Duration::from_secs(2);
+
 /// Brings the answer of a call to its client.
 pub(crate) async fn deliver(
     exchange: &Exchange<'_>,
@@ -32,13 +37,18 @@ pub(crate) async fn deliver(
     answer: Response<Incoming>,
 ) -> Response<Payload> {
     let (head, mut body) = answer.into_parts();
-    if let Some(failure) = unacceptable(head.status, &head.headers) {
-        let http = Some(head.status.as_u16());
-        return fail(asked, call, failure, Status::HttpError, http, None).await;
-    }
-    let Ok(session) = exchange.bind_session(&head.headers) else {
-        let failure = Failure::UpstreamInvalid;
-        return fail(asked, call, failure, Status::HttpError, None, None).await;
+    let bound = match unacceptable(head.status, &head.headers) {
+        Some(failure) => Err(failure),
+        None => exchange.bind_session(&head.headers).map_err(|_| Failure::UpstreamInvalid),
+    };
+    let session = match bound {
+        Ok(session) => session,
+        Err(failure) => {
+            let http = Some(head.status.as_u16());
+            let (bytes, cut) = read_some(&mut body, exchange.max_message_bytes(), UNWANTED).await;
+            call.note_partial(cut);
+            return fail(asked, call, failure, Status::HttpError, http, Some(bytes)).await;
+        }
     };
     call.note_head(session, media_type(&head.headers), noted_down(&head.headers));
     if head.status.is_success() && media_type(&head.headers) == "text/event-stream" {
@@ -240,6 +250,25 @@ pub(crate) async fn discard(mut body: Incoming, mut left: usize, limit: Duration
 /// Up to how many bytes a body is copied, so that it does not keep the connection's much larger
 /// read buffer from being used again.
 const COPY_BYTES: usize = 4096;
+
+/// Reads what comes of a body in `time`, up to `limit` bytes; whether that is not all of it.
+async fn read_some(body: &mut Incoming, limit: usize, time: Duration) -> (Bytes, bool) {
+    let mut bytes = BytesMut::new();
+    let reading = async {
+        while let Some(frame) = body.frame().await {
+            let Ok(frame) = frame else { return true };
+            let Ok(data) = frame.into_data() else { continue };
+            let fits = data.len().min(limit - bytes.len());
+            bytes.extend_from_slice(&data[..fits]);
+            if fits < data.len() {
+                return true;
+            }
+        }
+        false
+    };
+    let cut = timeout(time, reading).await.unwrap_or(true);
+    (bytes.freeze(), cut)
+}
 
 /// Reads a body of at most `limit` bytes. Copies nothing of a longer one that comes in one piece.
 pub(crate) async fn read_whole(body: &mut Incoming, limit: usize) -> Result<Bytes, Unread> {

@@ -179,6 +179,7 @@ impl Recorder {
             started: Instant::now(),
             sent: false,
             media: None,
+            partial: false,
             recorder: Arc::clone(self),
         });
         self.metrics.opened();
@@ -347,6 +348,8 @@ struct Open {
     sent: bool,
     /// The answer's media type, if it is worth a note.
     media: Option<String>,
+    /// The answer on record is not all of it.
+    partial: bool,
     recorder: Arc<Recorder>,
 }
 
@@ -372,6 +375,11 @@ impl Call {
         if media != "application/json" {
             open.media = Some(media.to_owned());
         }
+    }
+
+    /// Notes whether the answer that will be recorded is not all that the server sent.
+    pub(crate) fn note_partial(&mut self, partial: bool) {
+        self.0.partial = partial;
     }
 
     /// Adds what was found in a message of the call.
@@ -440,6 +448,9 @@ impl Open {
             status: ending.status.clone(),
         });
         draft.data = inspect::data(self.facts.phi, &self.facts.found);
+        if self.partial {
+            draft = draft.with("partial", true);
+        }
         match &self.media {
             Some(media) => draft.with("content_type", media.as_str()),
             None => draft,

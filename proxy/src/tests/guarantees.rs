@@ -401,3 +401,17 @@ async fn people_in_an_answer_are_listed_although_others_may_append_nothing_more(
     assert_eq!(bench.post(CALL).await.status, 200);
     assert_eq!(people(&bench.events(), &Kind::CallEnded), expected_people(300));
 }
+
+#[tokio::test]
+async fn what_an_answer_holds_that_is_not_passed_on_is_on_record() {
+    let refused = b"HTTP/1.1 401 X\r\ncontent-length: 4\r\n\r\nwhy?".as_slice();
+    let cut = b"HTTP/1.1 307 X\r\ncontent-length: 9\r\n\r\nthere".as_slice();
+    for (what, body, partial) in [(refused, "why?", false), (cut, "there", true)] {
+        let bench = Bench::start(raw_upstream(what).await, |_| {}).await;
+        assert_eq!(bench.post(CALL).await.status, 502);
+        let events = bench.after_endings(1).await;
+        let ending = ending(&events);
+        assert_eq!(bench.body(ending.bodies.response.as_ref()), body);
+        assert_eq!(ending.detail.contains_key("partial"), partial);
+    }
+}
