@@ -11,6 +11,7 @@ use custody_schemas::id::{Micros, StreamId};
 use custody_schemas::kind::Kind;
 use custody_schemas::record::{Decoded, Identity};
 use custody_schemas::seal::{FLAG_OUTCOME_UNKNOWN, FLAG_PHI, FLAG_UNRECOGNISED};
+use custody_schemas::words::SubjectStatus;
 use serde::Serialize;
 
 use crate::ranges::Ranges;
@@ -118,11 +119,11 @@ impl Ledger {
             Decoded::Event(event) => event.call.map(|call| call.to_string()),
             Decoded::Identified { .. } | Decoded::Undecodable { .. } => None,
         };
-        self.count(&identity, call);
+        self.count(&identity, call, recognised(decoded));
         Fold::New
     }
 
-    fn count(&mut self, event: &Identity, call: Option<String>) {
+    fn count(&mut self, event: &Identity, call: Option<String>, recognised: bool) {
         let phi = event.flags & FLAG_PHI != 0;
         let is = |kind: Kind| u64::from(event.kind == kind);
         let sums = &mut self.sums;
@@ -133,6 +134,10 @@ impl Ledger {
             sums.unknown_outcomes += u64::from(event.flags & FLAG_OUTCOME_UNKNOWN != 0);
             sums.phi_calls += u64::from(phi);
             sums.phi_calls_without_patient += u64::from(event.flags & FLAG_UNRECOGNISED != 0);
+        }
+        if event.kind == Kind::MessageRelayed && phi {
+            sums.phi_calls += 1;
+            sums.phi_calls_without_patient += u64::from(!recognised);
         }
         let Some(call) = call else { return };
         if event.kind == Kind::CallRequested {
@@ -246,6 +251,11 @@ fn names(writers: &[WriterState], state: State) -> Vec<String> {
     writers.iter().filter(|w| w.state == state).map(|w| w.name.clone()).collect()
 }
 
+fn recognised(decoded: &Decoded) -> bool {
+    matches!(decoded, Decoded::Event(event)
+        if event.data.subject_status == Some(SubjectStatus::Recognised))
+}
+
 /// Microseconds since 1970 as RFC 3339 in UTC.
 pub(crate) fn text(micros: u64) -> String {
     let micros = i64::try_from(micros).unwrap_or(i64::MAX);
@@ -308,7 +318,7 @@ pub struct Completeness {
     pub open_calls: u64,
     /// Calls of which nobody knows how they ended.
     pub unknown_outcomes: u64,
-    /// Calls with protected health information, open ones included.
+    /// Calls and relayed messages with protected health information, open calls included.
     pub phi_calls: u64,
     /// Ended ones among them without a recognised patient.
     pub phi_calls_without_patient: u64,

@@ -26,7 +26,12 @@ const OWN: &[(&str, &str, &str, &str)] = &[
     ("completeness", "gaps", "bigint", "events that are missing below later ones"),
     ("completeness", "open_calls", "bigint", "calls without an ending"),
     ("completeness", "unknown_outcomes", "bigint", "calls of which nobody knows how they ended"),
-    ("completeness", "phi_calls", "bigint", "calls with protected health information"),
+    (
+        "completeness",
+        "phi_calls",
+        "bigint",
+        "calls and relayed messages with protected health information",
+    ),
     (
         "completeness",
         "phi_calls_without_patient",

@@ -40,8 +40,14 @@ fn sums() -> String {
     };
     let columns = [
         ended(FLAG_OUTCOME_UNKNOWN),
-        "count(*) FILTER (WHERE entry = 'event' AND kind = 'call.ended' AND phi)".to_owned(),
-        ended(FLAG_UNRECOGNISED),
+        "count(*) FILTER (WHERE entry = 'event' AND kind IN ('call.ended', 'message.relayed') \
+            AND phi)"
+            .to_owned(),
+        format!(
+            "count(*) FILTER (WHERE entry = 'event' AND ((kind = 'call.ended' \
+             AND (flags & {FLAG_UNRECOGNISED}) <> 0) OR (kind = 'message.relayed' AND phi \
+             AND coalesce(subject_status, '') <> 'recognised')))"
+        ),
         "count(*) FILTER (WHERE entry = 'undecodable')".to_owned(),
         "count(*) FILTER (WHERE entry = 'conflict')".to_owned(),
         kind("audit.degraded"),

@@ -125,6 +125,19 @@ impl Deployment {
         slot.end(draft, vec![OutBody { part: Part::Response, bytes }]).await.unwrap();
     }
 
+    /// Relays a message beside calls.
+    pub(crate) async fn relay(&self, call: &Call) {
+        let mut draft = draft(call);
+        (draft.kind, draft.call) = (Kind::MessageRelayed, None);
+        let subjects = subjects(call);
+        draft.data.subject_status = Some(match subjects.is_empty() {
+            true => SubjectStatus::Unrecognised,
+            false => SubjectStatus::Recognised,
+        });
+        draft.data.subjects = subjects;
+        self.writer.append(draft, Vec::new()).await.unwrap();
+    }
+
     pub(crate) async fn deny(&self, call: &Call) {
         let mut draft = draft(call);
         draft.kind = Kind::CallDenied;

@@ -24,6 +24,27 @@ async fn history(deployment: &Deployment) {
     deployment.run(&plain, Status::Ok).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relayed_message_with_phi_is_an_access_with_or_without_a_patient() {
+    let deployment = Deployment::new().await;
+    deployment.relay(&call("ann", "push", &["p9"])).await;
+    deployment.relay(&call("ann", "push", &[])).await;
+    let engine = deployment.engine().await;
+    let sql = "SELECT user_subject AS u, subject_id AS s, direction AS d, status \
+        FROM phi_access ORDER BY at, subject_id";
+    let expected = [
+        json!({ "u": "ann", "s": "p9", "d": "received", "status": "relayed" }),
+        json!({ "u": "ann", "s": null, "d": null, "status": "relayed" }),
+    ];
+    assert_eq!(lines(&engine, sql).await, expected);
+    deployment.carry(Topic::Events, deployment.end_offset()).await;
+    assert_eq!(lines(&engine, sql).await, expected);
+    for engine in [&engine, &deployment.engine().await] {
+        let judged = engine.completeness().await.unwrap();
+        assert_eq!((judged.phi_calls, judged.phi_calls_without_patient), (2, 1));
+    }
+}
+
 const QUESTIONS: [&str; 11] = [
     "SELECT min(at) AS first, min(seq) AS seq, min(journaled_at) AS taken FROM events",
     "SELECT count(*) AS n FROM events WHERE kind NOT LIKE 'query.%' AND entry = 'event'",

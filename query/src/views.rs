@@ -2,7 +2,8 @@
 //!
 //! Promises: a call is one row whether it is in flight, ended or denied; a call that touched
 //! protected health information has at least one row in `accesses`, with a NULL subject when
-//! nobody was recognised; an ending whose opening is missing is a call all the same.
+//! nobody was recognised, and so has a relayed message; an ending whose opening is missing is a call
+//! all the same.
 
 use std::fmt::Write;
 use std::sync::LazyLock;
@@ -23,7 +24,11 @@ pub static VIEWS: LazyLock<Vec<View>> = LazyLock::new(|| {
     let view = |name, meaning, sql| View { name, meaning, sql };
     vec![
         view("calls", "one row per call, in flight, ended or denied", calls()),
-        view("accesses", "one row per call, data subject and direction", accesses()),
+        view(
+            "accesses",
+            "one row per call or relayed message, data subject and direction",
+            accesses(),
+        ),
         view(
             "phi_access",
             "the accesses to protected health information",
@@ -159,13 +164,26 @@ fn accesses() -> String {
     };
     let joined = words(ACCESS).map(from_call).collect::<Vec<_>>().join(", ");
     let listed = words(LISTED).collect::<Vec<_>>().join(", ");
+    let relayed = words(ACCESS).map(|column| match column {
+        "ended_at" => "CAST(NULL AS TIMESTAMP) AS ended_at".to_owned(),
+        "status" => "'relayed' AS status".to_owned(),
+        "ended_stream" => "CAST(NULL AS VARCHAR) AS ended_stream".to_owned(),
+        "ended_seq" => "CAST(NULL AS BIGINT) AS ended_seq".to_owned(),
+        other => other.to_owned(),
+    });
+    let relayed = relayed.collect::<Vec<_>>().join(", ");
+    let stored = words(ACCESS).filter(|c| *c != "status" && !c.starts_with("ended_"));
+    let stored = stored.collect::<Vec<_>>().join(", ");
     format!(
         "SELECT call, {own}, {subject} FROM (SELECT call, {own}, \
            unnest(at_least_one(subjects)) AS s FROM calls \
            WHERE status <> 'denied' AND (phi OR subjects IS NOT NULL)) \
          UNION ALL SELECT l.call, {joined}, {subject} FROM (SELECT call, {listed}, \
            unnest(subjects) AS s FROM events WHERE entry = 'event' AND kind = 'subjects.listed') l \
-         LEFT JOIN calls c ON l.call = c.call"
+         LEFT JOIN calls c ON l.call = c.call \
+         UNION ALL SELECT call, {relayed}, {subject} FROM (SELECT call, {stored}, \
+           unnest(at_least_one(subjects)) AS s FROM events \
+           WHERE entry = 'event' AND kind = 'message.relayed' AND (phi OR subjects IS NOT NULL))"
     )
 }
 
