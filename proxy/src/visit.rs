@@ -121,7 +121,10 @@ impl Visit {
         let reading = read_whole(body, self.proxy.max_message_bytes);
         let read = within(self.proxy.limits.body, reading).await;
         read.map_err(|unread| match unread {
-            Unread::TooLong => Failure::TooLarge.into(),
+            Unread::TooLong => {
+                let limit = self.proxy.max_message_bytes;
+                Stop::because(Failure::TooLarge, format!("the limit is {limit} bytes"))
+            }
             Unread::TimedOut => Failure::BodyTimeout.into(),
             Unread::Broken => Stop::because(Failure::Invalid, "the body broke off"),
         })

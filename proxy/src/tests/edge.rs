@@ -119,7 +119,10 @@ async fn a_body_longer_than_the_limit_is_413_and_recorded() {
     let upstream = Upstream::with_json(ANSWER).await;
     let bench = Bench::start(upstream.addr, |_| {}).await;
     let long = CALL.replace("1.0", &format!("\"{}\"", "x".repeat(17 << 20)));
-    assert_eq!(bench.post(long).await.error(), (413, 47003));
+    let reply = bench.post(long).await;
+    assert_eq!(reply.error(), (413, 47003));
+    let message = reply.json()["error"]["message"].to_string();
+    assert!(message.contains("the limit is 16777216 bytes"), "{message}");
     assert_eq!(denied(&bench.events()).0, "too_large");
     assert!(upstream.seen().is_empty());
 }
