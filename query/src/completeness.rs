@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
 
 use custody_schemas::id::{Micros, StreamId};
+use custody_schemas::json::Json;
 use custody_schemas::kind::Kind;
 use custody_schemas::record::{Decoded, Identity};
 use custody_schemas::seal::{FLAG_OUTCOME_UNKNOWN, FLAG_PHI, FLAG_UNRECOGNISED};
@@ -54,6 +55,8 @@ pub(crate) struct StreamState {
     pub(crate) stored: Ranges,
     pub(crate) last_at: u64,
     pub(crate) closed: bool,
+    /// How many events it had when the next run of its writer began.
+    pub(crate) size: u64,
     /// Hashes of the newest records, to tell a resent one from another one.
     recent: BTreeMap<u64, [u8; 32]>,
 }
@@ -75,6 +78,7 @@ pub(crate) struct Sums {
     pub(crate) restored: u64,
     pub(crate) integrity_failures: u64,
     pub(crate) skipped: u64,
+    pub(crate) lost: u64,
 }
 
 /// Everything that has been read, folded.
@@ -119,6 +123,9 @@ impl Ledger {
             Decoded::Event(event) => event.call.map(|call| call.to_string()),
             Decoded::Identified { .. } | Decoded::Undecodable { .. } => None,
         };
+        if let (Kind::StreamOpened, Decoded::Event(event)) = (&identity.kind, decoded) {
+            self.previous(event.detail.get("previous"));
+        }
         self.count(&identity, call, recognised(decoded));
         Fold::New
     }
@@ -147,6 +154,21 @@ impl Ledger {
         }
     }
 
+    /// Folds what the opening of a run says of the one before it.
+    pub(crate) fn previous(&mut self, previous: Option<&Json>) {
+        let Some(Json::Map(previous)) = previous else { return };
+        let number = |name| match previous.get(name) {
+            Some(Json::Int(n)) => u64::try_from(n.get()).unwrap_or(0),
+            _ => 0,
+        };
+        self.sums.lost += number("lost");
+        let Some(Json::Text(stream)) = previous.get("stream") else { return };
+        if let Ok(stream) = stream.parse() {
+            let state = self.streams.entry(stream).or_default();
+            state.size = state.size.max(number("size"));
+        }
+    }
+
     /// Counts an entry that cannot be understood.
     pub(crate) fn undecodable(&mut self) {
         self.sums.undecodable += 1;
@@ -172,7 +194,8 @@ impl Ledger {
             through,
             held_back_by,
             silent: names(&writers, State::Silent),
-            gaps: self.streams.values().map(|s| s.stored.missing()).sum(),
+            gaps: self.streams.values().map(StreamState::missing).sum(),
+            lost: self.sums.lost,
             open_calls: self.open.len() as u64,
             unknown_outcomes: sums.unknown_outcomes,
             phi_calls: sums.phi_calls + open_phi,
@@ -201,7 +224,7 @@ impl Ledger {
                 newest.insert(id.writer(), (id, state));
             }
             let total = totals.entry(id.writer()).or_default();
-            *total = (total.0 + state.stored.count(), total.1 + state.stored.missing());
+            *total = (total.0 + state.stored.count(), total.1 + state.missing());
         }
         let unlisted = newest.keys().filter(|name| !listed.iter().any(|w| w.name == **name));
         let unlisted = unlisted.map(|name| (*name, None));
@@ -226,6 +249,11 @@ impl Ledger {
 }
 
 impl StreamState {
+    /// How many of its events are not stored, below its last or below its known size.
+    fn missing(&self) -> u64 {
+        self.stored.end().max(self.size) - self.stored.count()
+    }
+
     fn add(&mut self, seq: u64, hash: [u8; 32], event: &Identity) {
         self.stored.add(seq, seq + 1);
         self.last_at = self.last_at.max(event.at.get());
@@ -312,8 +340,10 @@ pub struct Completeness {
     pub held_back_by: Option<String>,
     /// Writers of which nothing was heard.
     pub silent: Vec<String>,
-    /// Events that are missing below later ones.
+    /// Events that are missing below later ones or at the end of a run.
     pub gaps: u64,
+    /// Events that were signed and then lost with a writer's journal.
+    pub lost: u64,
     /// Calls without an ending.
     pub open_calls: u64,
     /// Calls of which nobody knows how they ended.
@@ -368,6 +398,7 @@ impl Completeness {
     pub fn is_complete(&self) -> bool {
         let missing = [
             self.gaps,
+            self.lost,
             self.undecodable,
             self.conflicts,
             self.degraded_intervals,
@@ -402,6 +433,7 @@ impl Completeness {
             add(format_args!(" · {count} {}", if count == 1 { one } else { many }));
         }
         for (count, what) in [
+            (self.lost, "lost after they were signed"),
             (self.undecodable, "not understood"),
             (self.conflicts, "in conflict"),
             (self.late, "late"),

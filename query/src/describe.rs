@@ -24,6 +24,7 @@ const OWN: &[(&str, &str, &str, &str)] = &[
     ("completeness", "complete_through", "text", "everything recorded up to here is there"),
     ("completeness", "held_back_by", "text", "the writer that keeps it from being later"),
     ("completeness", "gaps", "bigint", "events that are missing below later ones"),
+    ("completeness", "lost", "bigint", "events that were signed and then lost with a journal"),
     ("completeness", "open_calls", "bigint", "calls without an ending"),
     ("completeness", "unknown_outcomes", "bigint", "calls of which nobody knows how they ended"),
     (
@@ -104,6 +105,7 @@ pub(crate) fn completeness(c: &Completeness) -> Result<Arc<dyn TableProvider>, D
         ("complete_through", text(Some(&c.complete_through))),
         ("held_back_by", text(c.held_back_by.as_deref())),
         ("gaps", int(c.gaps)),
+        ("lost", int(c.lost)),
         ("open_calls", int(c.open_calls)),
         ("unknown_outcomes", int(c.unknown_outcomes)),
         ("phi_calls", int(c.phi_calls)),

@@ -6,6 +6,7 @@ use arrow::array::{Array, AsArray, BooleanArray, Int64Array, RecordBatch, String
 use arrow::datatypes::{Int64Type, TimestampMicrosecondType};
 use custody_lake::Snapshot;
 use custody_schemas::id::StreamId;
+use custody_schemas::json::Json;
 use custody_schemas::seal::{FLAG_OUTCOME_UNKNOWN, FLAG_UNRECOGNISED};
 use datafusion::prelude::SessionContext;
 
@@ -25,6 +26,10 @@ const SPANS: &str = "SELECT stream, min(seq) AS first, max(seq) + 1 AS after FRO
      FROM (SELECT DISTINCT stream, seq FROM events \
            WHERE entry = 'event' AND stream IS NOT NULL AND seq IS NOT NULL)) \
     GROUP BY stream, island";
+
+/// What each run says of the one before it.
+const PREVIOUS: &str = "SELECT json_text(detail, 'previous') AS previous FROM events \
+    WHERE entry = 'event' AND kind = 'stream.opened'";
 
 const OPEN: &str = "SELECT o.call, coalesce(o.phi, false) AS phi FROM \
     (SELECT call, phi FROM events WHERE entry = 'event' AND kind = 'call.requested') o \
@@ -78,6 +83,11 @@ pub(crate) async fn ledger(
             state.last_at = u64::try_from(last.value(row)).unwrap_or(0);
             state.closed = closed.is_valid(row) && closed.value(row);
         }
+    }
+    for batch in collect(&session, PREVIOUS).await? {
+        let texts: &StringArray = batch.column(0).as_string();
+        let previous = texts.iter().flatten().map(serde_json::from_str::<Json>);
+        previous.flatten().for_each(|previous| ledger.previous(Some(&previous)));
     }
     for batch in collect(&session, OPEN).await? {
         let (calls, phi): (&StringArray, _) =

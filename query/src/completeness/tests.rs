@@ -98,3 +98,29 @@ fn calls_are_open_until_they_end_and_counted_by_how() {
     assert_eq!((judged.open_calls, judged.phi_calls, judged.phi_calls_without_patient), (0, 1, 1));
     assert_eq!(judged.unknown_outcomes, 1);
 }
+
+#[test]
+fn events_missing_at_the_end_of_a_run_and_lost_ones_are_told_by_the_next_run() {
+    let mut ledger = Ledger::default();
+    fold(&mut ledger, &alive("a", 0, SECOND));
+    let before = ledger.judge(&[], Uint::new(SECOND), 0);
+    assert!(before.is_complete(), "{}", before.line());
+    let previous = Json::Map(
+        [
+            ("stream", Json::from("a/0190c8a0-7b1e-7000-8000-000000000001")),
+            ("size", Json::from(4_u64)),
+            ("lost", Json::from(2_u64)),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into(),
+    );
+    let opened = Draft::new(Kind::StreamOpened).with("previous", previous);
+    let stream = "a/0190c8a0-7b1e-7000-8000-000000000002".parse().unwrap();
+    let place = Place { stream, seq: 0, at: Uint::new(SECOND), salt: Bytes([1; 16]) };
+    fold(&mut ledger, &opened.seal(place).unwrap().bytes);
+    let judged = ledger.judge(&[], Uint::new(SECOND), 0);
+    assert_eq!((judged.gaps, judged.lost), (3, 2));
+    assert!(!judged.is_complete());
+    assert!(judged.line().contains("2 lost after they were signed"), "{}", judged.line());
+    assert!(judged.header().contains("\"lost\":2"));
+}
