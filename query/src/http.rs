@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{ConnectInfo, DefaultBodyLimit, Query, Request, State};
+use axum::extract::{ConnectInfo, DefaultBodyLimit, FromRequest, Query, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -37,6 +37,8 @@ use crate::web;
 
 /// The longest request.
 const MAX_REQUEST_BYTES: usize = 1024 * 1024;
+/// How long a request's body may take to arrive.
+const BODY_WITHIN: Duration = Duration::from_secs(10);
 /// How long connections may take to end when the service stops.
 const LEAVE_WITHIN: Duration = Duration::from_secs(5);
 const COMPLETENESS: HeaderName = HeaderName::from_static("custody-completeness");
@@ -175,12 +177,15 @@ impl Edge {
     /// Who asks, if they may.
     fn admit(&self, headers: &HeaderMap, peer: &Peer, right: Right) -> Result<Asker, QueryError> {
         let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
-        let asker = self.options.access.who(text(AUTHORIZATION)).inspect_err(|error| {
-            self.unauthenticated.fetch_add(1, Ordering::Relaxed);
+        let count = |error: &QueryError| {
             let peer = peer.as_ref().map(|peer| peer.0.0.ip().to_string());
             self.refusals.count(peer.as_deref().unwrap_or("unknown"), error);
+        };
+        let asker = self.options.access.who(text(AUTHORIZATION)).inspect_err(|error| {
+            self.unauthenticated.fetch_add(1, Ordering::Relaxed);
+            count(error);
         })?;
-        asker.may(right)?;
+        asker.may(right).inspect_err(count)?;
         let user_agent = text(USER_AGENT).map(|text| text.chars().take(200).collect());
         let ip = peer.as_ref().map(|peer| peer.0.0.ip().to_string());
         Ok(Asker { ip, user_agent, ..asker })
@@ -243,9 +248,16 @@ async fn sql(
     peer: Peer,
     Query(query): Query<FormatOnly>,
     headers: HeaderMap,
-    body: Bytes,
+    request: Request,
 ) -> Result<Response, Refusal> {
+    // Of somebody who may not ask nothing more is read.
     let asker = edge.admit(&headers, &peer, Right::Sql)?;
+    let body = tokio::time::timeout(BODY_WITHIN, Bytes::from_request(request, &())).await;
+    let body = match body {
+        Ok(Ok(body)) => body,
+        Ok(Err(rejection)) => return Ok(rejection.into_response()),
+        Err(_) => return Ok(StatusCode::REQUEST_TIMEOUT.into_response()),
+    };
     let is_json =
         header(&headers, &CONTENT_TYPE).is_some_and(|t| t.starts_with("application/json"));
     let request = if is_json {

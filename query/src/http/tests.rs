@@ -240,3 +240,17 @@ async fn the_page_lets_nothing_else_run() {
         assert_eq!(client.get(uri).await.status, StatusCode::OK, "{uri}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_somebody_without_a_token_no_body_is_awaited() {
+    let deployment = Deployment::new().await;
+    let token = format!("ann=sha256:{};sql", hex::encode(Sha256::digest("s3cret")));
+    let access = Access::new(vec![Token::parse(&token).unwrap()]);
+    let options = HttpOptions { access, ..HttpOptions::default() };
+    let router = router(deployment.engine().await, options);
+    let never = Body::from_stream(futures::stream::pending::<std::io::Result<Bytes>>());
+    let request = Request::builder().method(Method::POST).uri("/v1/sql");
+    let request = request.header("host", "localhost:7480").body(never).unwrap();
+    let response = tokio::time::timeout(Duration::from_secs(5), router.oneshot(request)).await;
+    assert_eq!(response.unwrap().unwrap().status(), StatusCode::UNAUTHORIZED);
+}
