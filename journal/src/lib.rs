@@ -35,6 +35,8 @@ pub mod bench;
 mod contract;
 pub mod control;
 pub mod file;
+#[cfg(feature = "kafka")]
+pub mod kafka;
 pub mod keys;
 pub mod writer;
 

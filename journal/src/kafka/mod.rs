@@ -1,0 +1,12 @@
+//! The journal on Apache Kafka: three topics, many writers and readers.
+//!
+//! * What `wire` writes it reads back, and whatever else stands in a topic reads as an entry.
+//! * Nothing counts as appended before all in-sync replicas have it.
+
+mod settings;
+mod wire;
+
+pub use settings::{
+    ClientCertificate, KafkaSettings, LEAST_RETENTION, Login, OAuth, Sasl, Secret, Security, Tls,
+    Topics,
+};
