@@ -6,7 +6,7 @@
 //! strangers are only counted, see [`crate::refusals`].
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use custody_schemas::event::{ClientClaimed, PrevCall};
@@ -231,7 +231,10 @@ impl Exchange<'_> {
         method: Method,
         bytes: Bytes,
     ) -> Result<Response<Incoming>, crate::upstream::NoAnswer> {
-        self.served.upstream.send(cleared, method, &self.visit.headers, bytes).await
+        let started = Instant::now();
+        let answer = self.served.upstream.send(cleared, method, &self.visit.headers, bytes).await;
+        self.visit.proxy.watched.metrics.answered(&self.served.server.name, started);
+        answer
     }
 
     /// Binds the session that an answer gives out to the caller, and returns its hash.

@@ -54,11 +54,11 @@ use tokio_util::sync::CancellationToken;
 
 pub use config::{Config, Limits, Mistake, OnAuditFailure, Server};
 pub use identity::{Identity, StaticKey};
+pub use metrics::{Page, Ready, Watched};
 pub use upstream::TlsError;
 
 use gate::Gate;
 use identity::Authority;
-use metrics::Metrics;
 use parked::Parked;
 use policy::Policy;
 use record::Recorder;
@@ -100,7 +100,7 @@ struct Proxy {
     servers: HashMap<String, Arc<Served>>,
     recorder: Arc<Recorder>,
     refusals: Refusals,
-    metrics: Arc<Metrics>,
+    watched: Watched,
     max_message_bytes: usize,
     limits: Limits,
 }
@@ -114,6 +114,7 @@ pub async fn run(
     listener: TcpListener,
     config: Config,
     writer: Writer,
+    watched: Watched,
     shutdown: CancellationToken,
 ) -> Result<(), RunError> {
     let listen = listener.local_addr()?;
@@ -121,7 +122,6 @@ pub async fn run(
     if !mistakes.is_empty() {
         return Err(RunError::Config(mistakes));
     }
-    let metrics = Arc::new(Metrics::default());
     let mut servers = HashMap::with_capacity(config.servers.len());
     for server in config.servers {
         let upstream = Upstream::new(&server, &config.limits)?;
@@ -132,7 +132,7 @@ pub async fn run(
         config.audit_wait,
         config.max_message_bytes as u64,
         Policy::new(config.policy_version),
-        Arc::clone(&metrics),
+        watched.metrics.clone(),
     );
     let proxy = Proxy {
         gate: Gate::new(listen, &config.allowed_hosts, &config.allowed_origins),
@@ -142,7 +142,7 @@ pub async fn run(
         servers,
         recorder,
         refusals: Refusals::default(),
-        metrics,
+        watched,
         max_message_bytes: config.max_message_bytes,
         limits: config.limits,
     };

@@ -1,127 +1,224 @@
-//! Counts for `/metrics`, in the Prometheus text format. No names of people, tools or patients.
+//! What a proxy counts and shows: `/metrics`, and whether it is ready.
+//!
+//! Labels hold names from the configuration and words of our own only: no people, no patients, no
+//! tools, nothing that a caller chose.
 
-use std::fmt::Write as _;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use custody_schemas::words::Status;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
 
-/// The endings that are counted, in the order of the counters.
-const STATUSES: [Status; 12] = [
-    Status::Ok,
-    Status::ToolError,
-    Status::RpcError,
-    Status::HttpError,
-    Status::Timeout,
-    Status::Unreachable,
-    Status::Cancelled,
-    Status::Abandoned,
-    Status::TooLarge,
-    Status::NotForwarded,
-    Status::AuditFailed,
-    Status::Unknown,
-];
+use crate::errors::Failure;
 
-/// What a proxy counts.
-#[derive(Debug, Default)]
+/// Upper bounds of the buckets for waits on the journal, in seconds.
+const AUDIT_BUCKETS: [f64; 13] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
+/// The same for waits on servers.
+const UPSTREAM_BUCKETS: [f64; 11] =
+    [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 120.0];
+
+/// Names and values.
+type Labels<const N: usize> = [(&'static str, Cow<'static, str>); N];
+type Counters<const N: usize> = Family<Labels<N>, Counter>;
+type Histograms = Family<Labels<1>, Histogram, fn() -> Histogram>;
+
+/// Whether something outside of the proxy lets it work; what is wrong otherwise.
+pub type Ready = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+
+/// What `/metrics` shows: everything that the process counts.
+pub type Page = Arc<Mutex<Registry>>;
+
+/// How a proxy is watched.
+#[derive(Clone)]
+pub struct Watched {
+    pub(crate) metrics: Metrics,
+    page: Page,
+    /// What must be well beside the journal.
+    pub(crate) ready: Ready,
+}
+
+impl fmt::Debug for Watched {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watched").field("metrics", &self.metrics).finish_non_exhaustive()
+    }
+}
+
+impl Default for Watched {
+    /// A proxy that is alone in its process.
+    fn default() -> Self {
+        Self::new(Page::default(), Arc::new(|| Ok(())))
+    }
+}
+
+impl Watched {
+    /// Counts that `page` shows from now on; `/readyz` says so only if `ready` does.
+    #[must_use]
+    pub fn new(page: Page, ready: Ready) -> Self {
+        let metrics = Metrics::register(&mut page.lock().unwrap_or_else(PoisonError::into_inner));
+        Self { metrics, page, ready }
+    }
+
+    /// The page in OpenMetrics text, and its media type.
+    pub(crate) fn text(&self) -> (&'static str, String) {
+        let mut text = String::with_capacity(16 << 10);
+        let page = self.page.lock().unwrap_or_else(PoisonError::into_inner);
+        if encode(&mut text, &page).is_err() {
+            text.clear(); // a string takes everything
+        }
+        ("application/openmetrics-text; version=1.0.0; charset=utf-8", text)
+    }
+}
+
+/// What waits for the journal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// The opening of a call.
+    Opening,
+    /// Its ending.
+    Ending,
+    /// A refusal, or a message beside calls.
+    Other,
+}
+
+/// What a proxy counts. Clones count together.
+#[derive(Clone, Debug)]
 pub(crate) struct Metrics {
-    endings: [AtomicU64; STATUSES.len()],
-    in_flight: AtomicI64,
-    denied: AtomicU64,
-    relayed: AtomicU64,
-    unavailable: AtomicU64,
-    unrecorded: AtomicU64,
-    connections: AtomicI64,
+    ended: Counters<2>,
+    in_flight: Gauge,
+    refused: Counters<1>,
+    relayed: Counter,
+    unavailable: Counter,
+    unrecorded: Counter,
+    audit_wait: Histograms,
+    upstream: Histograms,
+    connections: Gauge,
 }
 
 impl Metrics {
-    /// A call's opening is durable.
+    /// Counts that `registry` shows from now on.
+    fn register(registry: &mut Registry) -> Self {
+        let audit: fn() -> Histogram = || Histogram::new(AUDIT_BUCKETS);
+        let upstream: fn() -> Histogram = || Histogram::new(UPSTREAM_BUCKETS);
+        let metrics = Self {
+            ended: Family::default(),
+            in_flight: Gauge::default(),
+            refused: Family::default(),
+            relayed: Counter::default(),
+            unavailable: Counter::default(),
+            unrecorded: Counter::default(),
+            audit_wait: Family::new_with_constructor(audit),
+            upstream: Family::new_with_constructor(upstream),
+            connections: Gauge::default(),
+        };
+        metrics.show(registry.sub_registry_with_prefix("custody_proxy"));
+        metrics
+    }
+
+    fn show(&self, to: &mut Registry) {
+        to.register("calls_ended", "Calls by server and ending", self.ended.clone());
+        to.register("calls_in_flight", "Calls without an ending", self.in_flight.clone());
+        to.register("refused", "Requests refused before they were sent", self.refused.clone());
+        to.register("messages_relayed", "Messages beside calls", self.relayed.clone());
+        to.register(
+            "audit_unavailable",
+            "Requests not forwarded because they could not be recorded (47001)",
+            self.unavailable.clone(),
+        );
+        to.register(
+            "audit_outcome_unrecorded",
+            "Answers withheld because they could not be recorded (47002)",
+            self.unrecorded.clone(),
+        );
+        let wait = "How long openings, endings and other events took to be durable";
+        to.register_with_unit("audit_wait", wait, Unit::Seconds, self.audit_wait.clone());
+        let answer = "How long servers took to begin their answers";
+        to.register_with_unit("upstream", answer, Unit::Seconds, self.upstream.clone());
+        to.register("connections", "Open connections of clients", self.connections.clone());
+    }
+
+    /// A call's opening has been handed over.
     pub(crate) fn opened(&self) {
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        self.in_flight.inc();
     }
 
     /// A call that was opened has ended.
-    pub(crate) fn ended(&self, status: &Status) {
-        self.in_flight.fetch_sub(1, Ordering::Relaxed);
-        let known = STATUSES.iter().position(|known| known == status);
-        if let Some(counter) = known.and_then(|i| self.endings.get(i)) {
-            counter.fetch_add(1, Ordering::Relaxed);
-        }
+    pub(crate) fn ended(&self, server: Option<&str>, status: &Status) {
+        self.in_flight.dec();
+        let server = server.unwrap_or_default().to_owned();
+        let status = word(status);
+        self.ended.get_or_create(&[("server", server.into()), ("status", status.into())]).inc();
     }
 
-    /// A call was refused.
-    pub(crate) fn denied(&self) {
-        self.denied.fetch_add(1, Ordering::Relaxed);
+    /// A request was refused.
+    pub(crate) fn refused(&self, failure: Failure) {
+        self.refused.get_or_create(&[("reason", failure.reason().into())]).inc();
     }
 
     /// A message passed.
     pub(crate) fn relayed(&self) {
-        self.relayed.fetch_add(1, Ordering::Relaxed);
+        self.relayed.inc();
     }
 
     /// Error 47001 was given.
     pub(crate) fn unavailable(&self) {
-        self.unavailable.fetch_add(1, Ordering::Relaxed);
+        self.unavailable.inc();
     }
 
     /// Error 47002 was given.
     pub(crate) fn unrecorded(&self) {
-        self.unrecorded.fetch_add(1, Ordering::Relaxed);
+        self.unrecorded.inc();
     }
 
-    /// A client connected or left.
-    pub(crate) fn connections(&self, change: i64) {
-        self.connections.fetch_add(change, Ordering::Relaxed);
-    }
-
-    /// All of it as text.
-    pub(crate) fn text(&self) -> String {
-        let mut text = String::with_capacity(2048);
-        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let mut line = |name: &str, kind: &str, help: &str, values: &[(String, String)]| {
-            let mut write = || -> std::fmt::Result {
-                writeln!(text, "# HELP custody_proxy_{name} {help}")?;
-                writeln!(text, "# TYPE custody_proxy_{name} {kind}")?;
-                values.iter().try_for_each(|(labels, value)| {
-                    writeln!(text, "custody_proxy_{name}{labels} {value}")
-                })
-            };
-            write().is_ok()
+    /// Something waited for the journal since `started`, with success or without.
+    pub(crate) fn waited(&self, step: Step, started: Instant) {
+        let step = match step {
+            Step::Opening => "opening",
+            Step::Ending => "ending",
+            Step::Other => "other",
         };
-        let one = |value: String| vec![(String::new(), value)];
-        let endings: Vec<_> = STATUSES
-            .iter()
-            .zip(&self.endings)
-            .map(|(status, n)| (format!("{{status=\"{}\"}}", status.as_str()), get(n).to_string()))
-            .collect();
-        let gauge = |counter: &AtomicI64| one(counter.load(Ordering::Relaxed).to_string());
-        let counter = |counter: &AtomicU64| one(get(counter).to_string());
-        let _written = line("calls_ended_total", "counter", "Calls by ending.", &endings)
-            && line(
-                "calls_in_flight",
-                "gauge",
-                "Calls without an ending.",
-                &gauge(&self.in_flight),
-            )
-            && line("calls_denied_total", "counter", "Calls refused.", &counter(&self.denied))
-            && line(
-                "messages_relayed_total",
-                "counter",
-                "Other messages.",
-                &counter(&self.relayed),
-            )
-            && line(
-                "audit_unavailable_total",
-                "counter",
-                "Calls not forwarded because they could not be recorded (47001).",
-                &counter(&self.unavailable),
-            )
-            && line(
-                "audit_outcome_unrecorded_total",
-                "counter",
-                "Answers withheld because they could not be recorded (47002).",
-                &counter(&self.unrecorded),
-            )
-            && line("connections", "gauge", "Open connections.", &gauge(&self.connections));
-        text
+        let waits = self.audit_wait.get_or_create(&[("step", step.into())]);
+        waits.observe(started.elapsed().as_secs_f64());
+    }
+
+    /// A server began its answer, or gave none, after it was asked at `started`.
+    pub(crate) fn answered(&self, server: &str, started: Instant) {
+        let times = self.upstream.get_or_create(&[("server", server.to_owned().into())]);
+        times.observe(started.elapsed().as_secs_f64());
+    }
+
+    /// A client connected.
+    pub(crate) fn connected(&self) {
+        self.connections.inc();
+    }
+
+    /// A client left.
+    pub(crate) fn left(&self) {
+        self.connections.dec();
+    }
+}
+
+/// A status as a label; words of later versions count as unknown.
+fn word(status: &Status) -> &'static str {
+    match status {
+        Status::Ok => "ok",
+        Status::ToolError => "tool_error",
+        Status::RpcError => "rpc_error",
+        Status::HttpError => "http_error",
+        Status::Timeout => "timeout",
+        Status::Unreachable => "unreachable",
+        Status::Cancelled => "cancelled",
+        Status::Abandoned => "abandoned",
+        Status::TooLarge => "too_large",
+        Status::NotForwarded => "not_forwarded",
+        Status::AuditFailed => "audit_failed",
+        Status::Unknown | Status::Other(_) => "unknown",
     }
 }

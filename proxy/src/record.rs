@@ -24,7 +24,7 @@ use tokio::time::{timeout, timeout_at};
 
 use crate::errors::Failure;
 use crate::inspect::{self, Found};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Step};
 use crate::policy::{Permit, Policy};
 
 /// For how many `subjects.listed` a call sets room aside: the most people that are kept by name,
@@ -90,7 +90,7 @@ pub(crate) struct Recorder {
     wait: Duration,
     ending_bytes: u64,
     policy: Policy,
-    metrics: Arc<Metrics>,
+    metrics: Metrics,
     stopping: AtomicBool,
 }
 
@@ -124,7 +124,7 @@ impl Recorder {
         wait: Duration,
         ending_bytes: u64,
         policy: Policy,
-        metrics: Arc<Metrics>,
+        metrics: Metrics,
     ) -> Arc<Self> {
         let stopping = AtomicBool::new(false);
         Arc::new(Self { writer, wait, ending_bytes, policy, metrics, stopping })
@@ -135,9 +135,12 @@ impl Recorder {
         &self.policy
     }
 
-    /// Whether a call could be recorded now.
-    pub(crate) fn is_ready(&self) -> bool {
-        self.writer.status().problem.is_none() && self.slot().is_ok()
+    /// Whether a call could be recorded now; what is wrong otherwise.
+    pub(crate) fn ready(&self) -> Result<(), String> {
+        match self.writer.status().problem {
+            Some(problem) => Err(problem),
+            None => self.slot().map(drop).map_err(|error| error.to_string()),
+        }
     }
 
     fn slot(&self) -> Result<Slot, AppendError> {
@@ -188,7 +191,9 @@ impl Recorder {
             opening.await?;
             all(listed).await
         };
-        match timeout(self.wait, durable).await {
+        let recorded = timeout(self.wait, durable).await;
+        self.metrics.waited(Step::Opening, call.started);
+        match recorded {
             Ok(Ok(())) => {
                 call.sent = true;
                 call.facts.headers = None;
@@ -216,8 +221,9 @@ impl Recorder {
         let decision = self.policy.denial(failure);
         let mut draft = facts.draft(Kind::CallDenied, Some(call), Some(&decision));
         draft.data = facts.data_with_first_subjects();
-        self.metrics.denied();
-        self.append(draft, body(Part::Request, request)).await.map(|()| call)
+        self.metrics.refused(failure);
+        let denied = self.append(draft, body(Part::Request, request)).await;
+        denied.inspect_err(|Unrecorded| self.metrics.unavailable()).map(|()| call)
     }
 
     /// Records how often strangers were turned away.
@@ -246,12 +252,20 @@ impl Recorder {
             draft = draft.with("http_method", http);
         }
         self.metrics.relayed();
-        self.append(draft, body(Part::Request, relayed.bytes)).await.map(|()| Cleared(()))
+        let passed = self.append(draft, body(Part::Request, relayed.bytes)).await;
+        let passed = passed.inspect_err(|Unrecorded| match relayed.way {
+            Way::Up => self.metrics.unavailable(),
+            Way::Down => self.metrics.unrecorded(),
+        });
+        passed.map(|()| Cleared(()))
     }
 
     async fn append(&self, draft: Draft, bodies: Vec<OutBody>) -> Result<(), Unrecorded> {
         let kind = draft.kind.clone();
-        match timeout(self.wait, self.writer.append(draft, bodies)).await {
+        let started = Instant::now();
+        let appended = timeout(self.wait, self.writer.append(draft, bodies)).await;
+        self.metrics.waited(Step::Other, started);
+        match appended {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => {
                 tracing::warn!(%error, %kind, "an event could not be recorded");
@@ -398,7 +412,8 @@ impl Open {
     async fn end(&mut self, mut ending: Ending) -> Result<(), Unrecorded> {
         let Some(mut slot) = self.slot.take() else { return Err(Unrecorded) };
         let (first, parts) = self.untold();
-        let deadline = tokio::time::Instant::now() + self.recorder.wait;
+        let started = Instant::now();
+        let deadline = tokio::time::Instant::from_std(started) + self.recorder.wait;
         let mut listed = Ok(());
         if !parts.is_empty() {
             let listing = list(&mut slot, self.id, &self.facts, parts);
@@ -411,8 +426,10 @@ impl Open {
         let mut draft = self.ending(&ending);
         draft.data.subjects = first;
         let ended = slot.end(draft, body(Part::Response, ending.response));
-        self.recorder.metrics.ended(&ending.status);
-        let ended = match timeout_at(deadline, ended).await {
+        self.recorder.metrics.ended(self.facts.what.server.as_deref(), &ending.status);
+        let ended = timeout_at(deadline, ended).await;
+        self.recorder.metrics.waited(Step::Ending, started);
+        let ended = match ended {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => {
                 tracing::warn!(%error, call = %self.id, "an answer is withheld: its ending could not be recorded");
@@ -474,7 +491,7 @@ impl Drop for Open {
         let (first, parts) = self.untold();
         draft.data.subjects = first;
         drop(list(&mut slot, self.id, &self.facts, parts));
-        self.recorder.metrics.ended(&status);
+        self.recorder.metrics.ended(self.facts.what.server.as_deref(), &status);
         drop(slot.end(draft, Vec::new()));
     }
 }

@@ -71,7 +71,7 @@ async fn connection(
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY was refused");
     }
-    proxy.metrics.connections(1);
+    proxy.watched.metrics.connected();
     let head = proxy.limits.head;
     let seen = Arc::new(Seen::new(peer));
     let service = service_fn(|request| {
@@ -94,7 +94,7 @@ async fn connection(
     if let Err(error) = served {
         tracing::debug!(%error, "a connection ended early");
     }
-    proxy.metrics.connections(-1);
+    proxy.watched.metrics.left();
 }
 
 /// Where a path leads.
@@ -143,16 +143,27 @@ async fn handle(
         }
         _ if !admitted => error(Failure::ForeignOrigin, None, None, None),
         Place::Healthz => text(StatusCode::OK, "ok\n"),
-        Place::Readyz if proxy.recorder.is_ready() => text(StatusCode::OK, "ready\n"),
-        Place::Readyz => text(StatusCode::SERVICE_UNAVAILABLE, "calls cannot be recorded\n"),
-        Place::Metrics => text(StatusCode::OK, proxy.metrics.text()),
+        Place::Readyz => match proxy.recorder.ready().and_then(|()| (proxy.watched.ready)()) {
+            Ok(()) => text(StatusCode::OK, "ready\n"),
+            Err(why) => {
+                let why = format!("calls cannot be recorded: {why}\n");
+                text(StatusCode::SERVICE_UNAVAILABLE, why)
+            }
+        },
+        Place::Metrics => {
+            let (media, page) = proxy.watched.text();
+            typed(StatusCode::OK, media, page)
+        }
         Place::Nowhere => error(Failure::NotFound, None, None, None),
     })
 }
 
 fn text(status: StatusCode, text: impl Into<Bytes>) -> Response<Payload> {
+    typed(status, "text/plain; charset=utf-8", text)
+}
+
+fn typed(status: StatusCode, media: &'static str, text: impl Into<Bytes>) -> Response<Payload> {
     let mut headers = HeaderMap::with_capacity(1);
-    let plain = HeaderValue::from_static("text/plain; charset=utf-8");
-    headers.insert(header::CONTENT_TYPE, plain);
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media));
     respond(status, headers, Payload::whole(text.into()))
 }

@@ -217,7 +217,7 @@ impl Visit {
     /// Turns away somebody who is not known, of whose request only the head was read.
     pub(crate) fn turn_away(&self, failure: Failure) -> Response<Payload> {
         self.proxy.refusals.count(self.seen.ip(), failure);
-        self.proxy.metrics.denied();
+        self.proxy.watched.metrics.refused(failure);
         error(failure, None, None, None)
     }
 

@@ -222,7 +222,7 @@ async fn health_and_metrics_answer_and_count() {
     for (path, expected) in [
         ("/healthz", "ok"),
         ("/readyz", "ready"),
-        ("/metrics", "custody_proxy_calls_ended_total{status=\"ok\"} 1\n"),
+        ("/metrics", "custody_proxy_calls_ended_total{server=\"ehr\",status=\"ok\"} 1\n"),
         ("/metrics", "custody_proxy_calls_in_flight 0\n"),
     ] {
         let reply = bench.send(Method::GET, path, &[], "").await;

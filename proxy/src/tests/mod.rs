@@ -32,7 +32,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::payload::Payload;
-use crate::{Config, Server, run};
+use crate::{Config, Server, Watched, run};
 
 /// A request as an upstream saw it.
 #[derive(Clone, Debug)]
@@ -148,7 +148,7 @@ impl Bench {
         let shutdown = CancellationToken::new();
         let (for_run, token) = (writer.clone(), shutdown.clone());
         let task = tokio::spawn(async move {
-            run(listener, config, for_run, token).await.unwrap();
+            run(listener, config, for_run, Watched::default(), token).await.unwrap();
         });
         Self { addr, writer, dir, shutdown, task }
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use custody_journal::{Writer, WriterOptions};
+use custody_proxy::Watched;
 use custody_schemas::seal::key::Signer;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -59,6 +60,6 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         ..custody_proxy::Config::default()
     };
     let listener = TcpListener::bind(("127.0.0.1", options.port)).await?;
-    custody_proxy::run(listener, config, writer, CancellationToken::new()).await?;
+    custody_proxy::run(listener, config, writer, Watched::default(), CancellationToken::new()).await?;
     Ok(())
 }
