@@ -131,10 +131,12 @@ impl Table {
                 Verdict::Fenced { app_id, found } => Ok(Outcome::Fenced { app_id, found }),
             }
         };
-        match tokio::time::timeout(ATTEMPT_TIMEOUT, one).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(DeltaTableError::generic("no answer within 60 s").into()),
-        }
+        let outcome = tokio::time::timeout(ATTEMPT_TIMEOUT, one).await;
+        let outcome = outcome.unwrap_or_else(|_| {
+            let seconds = ATTEMPT_TIMEOUT.as_secs();
+            Err(DeltaTableError::generic(format!("no answer within {seconds} s")).into())
+        });
+        outcome.map_err(|error| self.explained(error))
     }
 
     /// Step 3. The checkpoint and clean-up hooks are left out: they have a task of their own.

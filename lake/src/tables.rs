@@ -4,7 +4,6 @@
 //! format is never read or written, not even when it appears while we run; two deployments never
 //! share a lake, because positions of one would be taken for positions of the other.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,18 +11,23 @@ use arrow::datatypes::{Schema, SchemaRef};
 use deltalake_core::kernel::StructType;
 use deltalake_core::kernel::engine::arrow_conversion::TryIntoKernel;
 use deltalake_core::kernel::transaction::CommitProperties;
-use deltalake_core::logstore::{LogStoreRef, ObjectStoreRef, StorageConfig, logstore_with};
+use deltalake_core::logstore::{LogStoreRef, ObjectStoreRef, StorageConfig, default_logstore};
 use deltalake_core::operations::create::CreateBuilder;
 use deltalake_core::protocol::SaveMode;
 use deltalake_core::{DeltaTable, DeltaTableError};
+use object_store::path::Path;
+use object_store::prefix::PrefixStore;
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
 use tokio::sync::Mutex;
 use url::Url;
 
 use crate::columns::{BODIES, Column, EVENT_DATE, EVENTS, bodies_schema, events_schema};
 use crate::files::{Encoded, NewFile};
+use crate::place::Place;
+use crate::probe::{self, Unfit};
 use crate::snapshot::Snapshot;
-use crate::store::DurableFileSystem;
+use crate::storage::Storage;
+use crate::trouble;
 
 /// The format that this version reads and writes.
 pub const FORMAT: u32 = 1;
@@ -41,12 +45,48 @@ const FILE_TIMEOUT: Duration = Duration::from_secs(120);
 #[derive(Debug, thiserror::Error)]
 pub enum LakeError {
     /// The address says nothing that can be opened.
-    #[error("lake url {url:?}: {problem}; use a folder, for example \"file:./custody-data/lake\"")]
+    #[error(
+        "lake url {url:?}: {problem}; use a folder (\"file:./custody-data/lake\") or a bucket (\"s3://bucket/prefix\", \"az://container/prefix\", \"gs://bucket/prefix\")"
+    )]
     Url {
         /// What was given.
         url: String,
         /// What is wrong with it.
         problem: String,
+    },
+    /// The settings of the store say nothing that can be used.
+    #[error("[lake.storage]: {problem}")]
+    Storage {
+        /// What is wrong with them.
+        problem: String,
+    },
+    /// The store cannot keep two writers apart.
+    #[error(
+        "lake {lake}: the store {problem}, so two writers would overwrite each other: use one that refuses to create what is there (conditional writes, If-None-Match), or turn that on"
+    )]
+    Unfit {
+        /// Where it lies.
+        lake: String,
+        /// What it did.
+        problem: String,
+    },
+    /// The store does not serve us, for a reason that we understand.
+    #[error("lake {lake}: {problem}; {advice}")]
+    Unreachable {
+        /// Where it lies.
+        lake: String,
+        /// What is wrong.
+        problem: String,
+        /// What to do.
+        advice: String,
+    },
+    /// There is no table yet, and we may not make one.
+    #[error("lake {lake} has no table {table} yet: start custody ingest, which makes it")]
+    Absent {
+        /// Where it lies.
+        lake: String,
+        /// The table.
+        table: &'static str,
     },
     /// A newer version has written it.
     #[error(
@@ -94,8 +134,12 @@ impl LakeError {
             Self::Newer { .. }
             | Self::Foreign { .. }
             | Self::Unusable { .. }
+            | Self::Storage { .. }
+            | Self::Unfit { .. }
             | Self::Url { .. } => true,
-            Self::Delta(_) | Self::Store(_) => false,
+            Self::Unreachable { .. } | Self::Absent { .. } | Self::Delta(_) | Self::Store(_) => {
+                false
+            }
         }
     }
 }
@@ -105,15 +149,26 @@ impl LakeError {
 pub struct LakeOptions {
     /// Name of the deployment.
     pub deployment: String,
-    /// The store to use instead of the durable local one; its paths are those of the file system.
+    /// Settings of a store on other machines; empty for a folder.
+    pub storage: Storage,
+    /// For those who only ask: makes no table, asks the store for no write, so that credentials
+    /// which may read are enough.
+    pub read_only: bool,
+    /// The store to use instead of the one that the address names; its paths are those of the
+    /// whole file system or bucket.
     pub store: Option<ObjectStoreRef>,
 }
 
 impl LakeOptions {
-    /// A local lake of this deployment.
+    /// A lake of this deployment, with what the environment says about the store.
     #[must_use]
     pub fn new(deployment: &str) -> Self {
-        Self { deployment: deployment.to_owned(), store: None }
+        Self {
+            deployment: deployment.to_owned(),
+            storage: Storage::default(),
+            read_only: false,
+            store: None,
+        }
     }
 }
 
@@ -125,20 +180,27 @@ pub struct Lake {
 }
 
 impl Lake {
-    /// Opens the lake at `url` (`file:./folder`, `file:///folder` or a plain path), making it when
-    /// it is not there.
+    /// Opens the lake at `url`, making it when it is not there: `file:./folder`, `file:///folder`
+    /// or a plain path, `s3://bucket/prefix`, `az://container/prefix`, `gs://bucket/prefix`. A
+    /// store on other machines is first asked whether it can keep two writers apart.
     ///
     /// # Errors
-    /// [`LakeError`]; each says what to do.
+    /// [`LakeError`]; each says what to do. Takes at most about two minutes.
     pub async fn open(url: &str, options: &LakeOptions) -> Result<Self, LakeError> {
-        let root = folder_url(url)?;
-        let store = options.store.clone();
-        let store = store.unwrap_or_else(|| Arc::new(DurableFileSystem::new()));
-        let open = |name, columns, schema| {
-            Table::open(&root, name, columns, schema, Arc::clone(&store), &options.deployment)
+        let mut place = Place::parse(url)?;
+        let store = match &options.store {
+            Some(store) => Arc::clone(store),
+            None => place.connect(&options.storage)?,
         };
-        let events = Arc::new(open("events", EVENTS, events_schema()).await?);
-        let bodies = Arc::new(open("bodies", BODIES, bodies_schema()).await?);
+        let place = Arc::new(place);
+        if place.is_remote() && !options.read_only {
+            fit(&place, store.as_ref()).await?;
+        }
+        let opening = Opening { place: &place, store: &store, options };
+        let events = Table::open(&opening, "events", EVENTS, events_schema());
+        let events = Arc::new(events.await.map_err(|e| trouble::explained(&place, e))?);
+        let bodies = Table::open(&opening, "bodies", BODIES, bodies_schema());
+        let bodies = Arc::new(bodies.await.map_err(|e| trouble::explained(&place, e))?);
         Ok(Self { events, bodies })
     }
 
@@ -155,23 +217,23 @@ impl Lake {
     }
 }
 
-/// The URL of a local folder, ending with a slash.
-fn folder_url(url: &str) -> Result<Url, LakeError> {
-    let wrong = |problem: &str| LakeError::Url { url: url.to_owned(), problem: problem.to_owned() };
-    let path = match url.split_once(':') {
-        Some(("file", path)) => path.strip_prefix("//").unwrap_or(path),
-        Some((scheme, _)) if scheme.len() > 1 => {
-            return Err(wrong("only local folders can be opened by this version"));
-        }
-        Some(_) | None => url,
-    };
-    if path.is_empty() {
-        return Err(wrong("it names no folder"));
-    }
-    let path = std::path::absolute(PathBuf::from(path)).map_err(|e| wrong(&e.to_string()))?;
-    // `./x/../y` would be another name for the same table in its own log: one spelling only.
-    let path = std::fs::canonicalize(&path).unwrap_or(path);
-    Url::from_directory_path(path).map_err(|()| wrong("it is no path"))
+/// Whether the store can keep two writers apart.
+async fn fit(place: &Place, store: &dyn ObjectStore) -> Result<(), LakeError> {
+    let folder = Path::from_url_path(place.root.path()).map_err(object_store::Error::from)?;
+    let unfit =
+        |problem: &str| LakeError::Unfit { lake: place.to_string(), problem: problem.into() };
+    probe::conditional_put(store, &folder).await.map_err(|error| match error {
+        Unfit::Twice => unfit("created an object that was already there"),
+        Unfit::Never(said) => unfit(&format!("knows no creation on condition ({said})")),
+        Unfit::Unanswered(error) => trouble::explained(place, error.into()),
+    })
+}
+
+/// What opening a table needs.
+struct Opening<'a> {
+    place: &'a Arc<Place>,
+    store: &'a Arc<dyn ObjectStore>,
+    options: &'a LakeOptions,
 }
 
 /// One Delta table.
@@ -180,6 +242,7 @@ pub struct Table {
     columns: &'static [Column],
     schema: SchemaRef,
     deployment: String,
+    place: Arc<Place>,
     log_store: LogStoreRef,
     state: Mutex<State>,
 }
@@ -198,26 +261,36 @@ impl std::fmt::Debug for Table {
 
 impl Table {
     async fn open(
-        root: &Url,
+        opening: &Opening<'_>,
         name: &'static str,
         columns: &'static [Column],
         schema: SchemaRef,
-        store: Arc<dyn ObjectStore>,
-        deployment: &str,
     ) -> Result<Self, LakeError> {
-        let location = root
-            .join(&format!("{name}/"))
-            .map_err(|e| LakeError::Url { url: root.to_string(), problem: e.to_string() })?;
-        let log_store = logstore_with(store, &location, StorageConfig::default())?;
+        let Opening { place, store, options } = opening;
+        let log_store = log_store(place, store, name)?;
         let state = State { table: DeltaTable::new(Arc::clone(&log_store)), snapshot: None };
-        let state = Mutex::new(state);
-        let deployment = deployment.to_owned();
-        let table = Self { name, columns, schema, deployment, log_store, state };
-        if !table.log_store.is_delta_table_location().await? {
+        let table = Self {
+            name,
+            columns,
+            schema,
+            deployment: options.deployment.clone(),
+            place: Arc::clone(place),
+            log_store,
+            state: Mutex::new(state),
+        };
+        if !table.exists().await? {
+            if options.read_only {
+                return Err(LakeError::Absent { lake: place.to_string(), table: name });
+            }
             table.create().await?;
         }
         table.snapshot().await?;
         Ok(table)
+    }
+
+    async fn exists(&self) -> Result<bool, LakeError> {
+        let asked = tokio::time::timeout(LOG_TIMEOUT, self.log_store.is_delta_table_location());
+        Ok(asked.await.map_err(|_| log_not_read())??)
     }
 
     /// Makes the table; if another process makes it at the same time, its table is as good.
@@ -247,7 +320,7 @@ impl Table {
             .await;
         match made {
             Ok(_) => Ok(()),
-            Err(error) if self.log_store.is_delta_table_location().await? => {
+            Err(error) if self.exists().await? => {
                 tracing::debug!(%error, table = self.name, "another process made the table");
                 Ok(())
             }
@@ -282,11 +355,13 @@ impl Table {
     /// # Errors
     /// When the log cannot be read, or a newer version of Custody has taken the table over.
     pub async fn snapshot(&self) -> Result<Arc<Snapshot>, LakeError> {
+        self.newest().await.map_err(|error| self.explained(error))
+    }
+
+    async fn newest(&self) -> Result<Arc<Snapshot>, LakeError> {
         let mut state = self.state.lock().await;
         let update = tokio::time::timeout(LOG_TIMEOUT, state.table.update_state());
-        update
-            .await
-            .map_err(|_| DeltaTableError::generic("the log was not read within 60 s"))??;
+        update.await.map_err(|_| log_not_read())??;
         let current = state.table.snapshot()?.snapshot().clone();
         if let Some(known) = &state.snapshot
             && known.version() == current.version()
@@ -336,15 +411,44 @@ impl Table {
         let mut files = Vec::with_capacity(encoded.len());
         for Encoded { bytes, file } in encoded {
             let put = store.put(&file.path, PutPayload::from_bytes(bytes.clone()));
-            tokio::time::timeout(FILE_TIMEOUT, put).await.map_err(|_| no_answer(file))??;
+            let put = tokio::time::timeout(FILE_TIMEOUT, put).await;
+            let put = put.unwrap_or_else(|_| Err(not_stored(file)));
+            put.map_err(|error| self.explained(error.into()))?;
             files.push(file.clone());
         }
         Ok(files)
     }
+
+    /// An error of the store with what it means here.
+    pub(crate) fn explained(&self, error: LakeError) -> LakeError {
+        trouble::explained(&self.place, error)
+    }
 }
 
-fn no_answer(file: &NewFile) -> object_store::Error {
-    let source = format!("{} was not stored within 120 s", file.path).into();
+/// The log of the table with this name. Every store keeps it alike: a version is created on
+/// condition that it is not there.
+fn log_store(
+    place: &Place,
+    store: &Arc<dyn ObjectStore>,
+    name: &str,
+) -> Result<LogStoreRef, LakeError> {
+    let location = place
+        .root
+        .join(&format!("{name}/"))
+        .map_err(|e| LakeError::Url { url: place.root.to_string(), problem: e.to_string() })?;
+    let folder = Path::from_url_path(location.path()).map_err(object_store::Error::from)?;
+    let prefixed = Arc::new(PrefixStore::new(Arc::clone(store), folder));
+    Ok(default_logstore(prefixed, Arc::clone(store), &location, &StorageConfig::default()))
+}
+
+fn log_not_read() -> DeltaTableError {
+    let seconds = LOG_TIMEOUT.as_secs();
+    DeltaTableError::generic(format!("no answer within {seconds} s while its log was read"))
+}
+
+fn not_stored(file: &NewFile) -> object_store::Error {
+    let seconds = FILE_TIMEOUT.as_secs();
+    let source = format!("no answer within {seconds} s while {} was stored", file.path).into();
     object_store::Error::Generic { store: "lake", source }
 }
 

@@ -138,8 +138,8 @@ async fn a_lake_that_a_newer_version_takes_over_while_we_run_gets_nothing_more_f
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_address_that_is_no_folder_is_refused_with_what_to_write_instead() {
-    for url in ["s3://bucket/prefix", "file:", ""] {
+async fn an_address_that_names_nothing_is_refused_with_what_to_write_instead() {
+    for url in ["ftp://host/prefix", "s3://", "file:", ""] {
         let error = Lake::open(url, &LakeOptions::new("d")).await.unwrap_err();
         assert!(error.to_string().contains("file:./"), "{error}");
     }
