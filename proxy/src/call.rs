@@ -14,6 +14,7 @@ use custody_schemas::id::{Bytes as Digits, CallId, Hash};
 use http::{HeaderMap, HeaderValue, Method, Response, header};
 use hyper::body::Incoming;
 use sha2::{Digest, Sha256};
+use tracing::Instrument as _;
 
 use crate::Served;
 use crate::answer::{self, Examined, discard, read_whole, respond, unacceptable, within};
@@ -27,6 +28,7 @@ use crate::inspect::{self, is_housekeeping};
 use crate::payload::Payload;
 use crate::record::{Cleared, Facts, Relayed, Way, new_call};
 use crate::session::{self, Foreign, Session};
+use crate::spans;
 use crate::stream;
 use crate::upstream::headers_down;
 use crate::visit::{Judged, Stop, Visit};
@@ -174,7 +176,8 @@ impl Exchange<'_> {
         let Ok((call, cleared)) = recorder.open(permit, id, facts, bytes.clone()).await else {
             return asked.failure(Failure::AuditUnavailable, Some(id));
         };
-        match self.send(cleared, Method::POST, bytes).await {
+        let asking = spans::ask(call.span(), &self.served.server.name);
+        match self.send(cleared, Method::POST, bytes).instrument(asking).await {
             Ok(answer) => answer::deliver(self, &asked, call, answer).await,
             Err(why) => answer::no_answer(&asked, call, why).await,
         }

@@ -38,6 +38,7 @@ mod refusals;
 mod scan;
 mod server;
 mod session;
+mod spans;
 mod sse;
 mod stream;
 #[cfg(test)]

@@ -206,7 +206,7 @@ impl Metrics {
 }
 
 /// A status as a label; words of later versions count as unknown.
-fn word(status: &Status) -> &'static str {
+pub(crate) fn word(status: &Status) -> &'static str {
     match status {
         Status::Ok => "ok",
         Status::ToolError => "tool_error",

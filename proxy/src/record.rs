@@ -21,11 +21,13 @@ use custody_schemas::kind::Kind;
 use custody_schemas::split_subjects;
 use custody_schemas::words::Status;
 use tokio::time::{timeout, timeout_at};
+use tracing::{Instrument as _, Span};
 
 use crate::errors::Failure;
 use crate::inspect::{self, Found};
 use crate::metrics::{Metrics, Step};
 use crate::policy::{Permit, Policy};
+use crate::spans;
 
 /// For how many `subjects.listed` a call sets room aside: the most people that are kept by name,
 /// as identifiers usually are. For more there is room as for endings that are longer than thought.
@@ -174,6 +176,7 @@ impl Recorder {
         let opening = slot.open(draft, vec![OutBody { part: Part::Request, bytes: request }]);
         let listed = list(&mut slot, call, &facts, parts);
         let mut call = Box::new(Open {
+            span: spans::call(call, &facts),
             slot: Some(slot),
             id: call,
             facts,
@@ -191,6 +194,7 @@ impl Recorder {
             opening.await?;
             all(listed).await
         };
+        let durable = durable.instrument(spans::record_opening(&call.span));
         let recorded = timeout(self.wait, durable).await;
         self.metrics.waited(Step::Opening, call.started);
         match recorded {
@@ -353,6 +357,8 @@ async fn all(appending: Vec<Appending>) -> Result<(), AppendError> {
 pub(crate) struct Call(Box<Open>);
 
 struct Open {
+    /// What a trace shows of the call.
+    span: Span,
     slot: Option<Slot>,
     id: CallId,
     facts: Facts,
@@ -371,6 +377,11 @@ impl Call {
     /// Its id.
     pub(crate) fn id(&self) -> CallId {
         self.0.id
+    }
+
+    /// What a trace shows of it.
+    pub(crate) fn span(&self) -> &Span {
+        &self.0.span
     }
 
     /// Who called what.
@@ -412,12 +423,13 @@ impl Open {
     async fn end(&mut self, mut ending: Ending) -> Result<(), Unrecorded> {
         let Some(mut slot) = self.slot.take() else { return Err(Unrecorded) };
         let (first, parts) = self.untold();
+        let span = spans::record_ending(&self.span);
         let started = Instant::now();
         let deadline = tokio::time::Instant::from_std(started) + self.recorder.wait;
         let mut listed = Ok(());
         if !parts.is_empty() {
             let listing = list(&mut slot, self.id, &self.facts, parts);
-            let recorded = timeout_at(deadline, all(listing)).await;
+            let recorded = timeout_at(deadline, all(listing).instrument(span.clone())).await;
             listed = recorded.map_err(|_| Unrecorded).and_then(|all| all.map_err(|_| Unrecorded));
         }
         if listed.is_err() {
@@ -427,7 +439,7 @@ impl Open {
         draft.data.subjects = first;
         let ended = slot.end(draft, body(Part::Response, ending.response));
         self.recorder.metrics.ended(self.facts.what.server.as_deref(), &ending.status);
-        let ended = timeout_at(deadline, ended).await;
+        let ended = timeout_at(deadline, ended.instrument(span)).await;
         self.recorder.metrics.waited(Step::Ending, started);
         let ended = match ended {
             Ok(Ok(_)) => Ok(()),
@@ -440,8 +452,10 @@ impl Open {
                 Err(Unrecorded)
             }
         };
+        spans::ended(&self.span, &ending.status, ending.http_status);
         if listed.and(ended).is_err() {
             self.recorder.metrics.unrecorded();
+            spans::unrecorded(&self.span);
         }
         listed.and(ended)
     }
@@ -487,6 +501,7 @@ impl Drop for Open {
         } else {
             Status::Abandoned
         };
+        spans::ended(&self.span, &status, None);
         let mut draft = self.ending(&Ending::without_answer(status.clone(), None));
         let (first, parts) = self.untold();
         draft.data.subjects = first;
