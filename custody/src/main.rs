@@ -4,15 +4,15 @@
 //! Exit codes: 0 done · 1 failed · 3 the answer is incomplete (`report --strict`) · 64 wrong
 //! usage or configuration.
 
-mod config;
-mod http;
-mod token;
-
 #[cfg(feature = "query")]
 mod ask;
+mod config;
 #[cfg(feature = "demo")]
 mod demo;
+#[cfg(feature = "query")]
+mod http;
 mod serve;
+mod token;
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -48,7 +48,7 @@ enum Command {
         after_help = "Examples:\n  custody demo\n  custody demo --once\n  custody demo --data ./demo-data"
     )]
     Demo(demo::Options),
-    /// Proxy, ingest and query in one process, journal and lake on local disk.
+    /// Proxy, ingest and query in one process; journal and lake on local disk unless configured.
     #[cfg(all(feature = "proxy", feature = "ingest", feature = "query"))]
     #[command(
         after_help = "Examples:\n  custody up\n  custody up -c /etc/custody/custody.toml\n  CUSTODY__PROXY__LISTEN=127.0.0.1:7500 custody up"
@@ -144,11 +144,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         #[cfg(feature = "demo")]
         Command::Demo(options) => serve::block_on(demo::run(options)),
         #[cfg(all(feature = "proxy", feature = "ingest", feature = "query"))]
-        Command::Up(file) => {
-            let config = file.load()?;
-            serve::log_to_stderr();
-            serve::block_on(serve::up(config))
-        }
+        Command::Up(file) => serve::role(file.load()?, serve::up::start),
         #[cfg(feature = "query")]
         Command::Sql(question) => serve::block_on(ask::sql(question)),
         #[cfg(feature = "query")]
@@ -178,22 +174,8 @@ fn check(file: &ConfigFile) -> anyhow::Result<ExitCode> {
     let config = file.load()?;
     let mut out = std::io::stdout().lock();
     writeln!(out, "The configuration is valid.")?;
-    writeln!(out, "  deployment  {}, writer {}", config.deployment.name, config.deployment.writer)?;
-    writeln!(out, "  data        {}", config.deployment.data.display())?;
-    writeln!(
-        out,
-        "  proxy       http://{}, {} server(s), {} key(s)",
-        config.proxy.listen,
-        config.servers.len(),
-        config.keys.len()
-    )?;
-    writeln!(out, "  lake        {}", config.lake.url)?;
-    writeln!(
-        out,
-        "  query       http://{}, {} token(s), dates in {}",
-        config.query.listen,
-        config.query.tokens.len(),
-        config.query.time_zone
-    )?;
+    for (what, says) in config.summary() {
+        writeln!(out, "  {what:<11} {says}")?;
+    }
     Ok(ExitCode::SUCCESS)
 }

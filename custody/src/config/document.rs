@@ -11,6 +11,8 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::section::{Section, a, nearest};
+
 /// One thing that is wrong with a configuration.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Mistake {
@@ -35,24 +37,7 @@ pub struct Document<'t> {
     root: DeTable<'t>,
     environment: BTreeMap<String, String>,
     mistakes: Vec<Mistake>,
-}
-
-/// A table being read: every key is taken out of it once.
-pub struct Section<'t> {
-    name: String,
-    line: usize,
-    entries: Vec<(String, usize, Spanned<DeValue<'t>>)>,
-    asked: Vec<&'static str>,
-    overrides: BTreeMap<String, String>,
-}
-
-/// A value with the line where it stands.
-#[derive(Clone, Debug)]
-pub struct At<T> {
-    /// The line, 0 for one from the environment.
-    pub line: usize,
-    /// The value.
-    pub value: T,
+    secrets: Vec<String>,
 }
 
 impl<'t> Document<'t> {
@@ -63,8 +48,8 @@ impl<'t> Document<'t> {
             key.strip_prefix("CUSTODY__").map(|rest| (rest.to_lowercase(), value))
         };
         let environment = environment.filter_map(ours).collect();
-        let mut document =
-            Self { text, root: root.into_inner(), environment, mistakes: Vec::new() };
+        let (root, mistakes, secrets) = (root.into_inner(), Vec::new(), Vec::new());
+        let mut document = Self { text, root, environment, mistakes, secrets };
         for error in errors {
             let line = error.span().map_or(0, |span| document.line(&span));
             document.mistake(line, error.message().to_owned());
@@ -80,6 +65,21 @@ impl<'t> Document<'t> {
     /// Remembers a mistake.
     pub fn mistake(&mut self, line: usize, text: impl Into<String>) {
         self.mistakes.push(Mistake { line, text: text.into() });
+    }
+
+    /// How many mistakes there are so far.
+    pub(super) fn count(&self) -> usize {
+        self.mistakes.len()
+    }
+
+    /// Remembers a value that must not be told from what is kept of the configuration.
+    pub(super) fn remember_secret(&mut self, secret: &str) {
+        self.secrets.push(secret.to_owned());
+    }
+
+    /// Every secret that was read.
+    pub fn secrets(&self) -> &[String] {
+        &self.secrets
     }
 
     /// The table `[name]`, empty when it is absent.
@@ -120,15 +120,19 @@ impl<'t> Document<'t> {
         }
     }
 
-    /// The table in a section's key, for example `recipient = { … }`.
+    /// The table in a section's key, for example `recipient = { … }`. A variable that names a key
+    /// of it makes it, as if it stood there.
     pub fn subsection(
         &mut self,
         section: &mut Section<'t>,
         key: &'static str,
     ) -> Option<Section<'t>> {
         let name = format!("{}.{key}", section.name);
-        let (line, value) = section.take(key)?;
-        let mut inner = Section::new(&name, line, BTreeMap::new());
+        let overrides = section.take_overrides(key);
+        let Some((line, value)) = section.take(key) else {
+            return (!overrides.is_empty()).then(|| Section::new(&name, 0, overrides));
+        };
+        let mut inner = Section::new(&name, line, overrides);
         self.fill_from(&mut inner, value.into_inner());
         Some(inner)
     }
@@ -177,7 +181,7 @@ impl<'t> Document<'t> {
         }
         for key in section.overrides.keys() {
             let hint = nearest(key, &section.asked);
-            let variable = format!("CUSTODY__{name}__{key}").to_uppercase();
+            let variable = section.variable(key);
             self.mistake(0, format!("unknown environment variable {variable}{hint}"));
         }
     }
@@ -198,175 +202,4 @@ impl<'t> Document<'t> {
         self.mistakes.sort();
         self.mistakes
     }
-}
-
-impl<'t> Section<'t> {
-    fn new(name: &str, line: usize, overrides: BTreeMap<String, String>) -> Self {
-        Self { name: name.to_owned(), line, entries: Vec::new(), asked: Vec::new(), overrides }
-    }
-
-    /// The line where the table begins.
-    pub fn line(&self) -> usize {
-        self.line
-    }
-
-    fn take(&mut self, key: &'static str) -> Option<(usize, Spanned<DeValue<'t>>)> {
-        self.asked.push(key);
-        let at = self.entries.iter().position(|entry| entry.0 == key)?;
-        let (_, line, value) = self.entries.remove(at);
-        Some((line, value))
-    }
-
-    /// A scalar: what the environment says, else what the file says.
-    fn scalar<T>(
-        &mut self,
-        document: &mut Document<'t>,
-        key: &'static str,
-        expected: &str,
-        from_text: impl Fn(&str) -> Option<T>,
-        from_value: impl Fn(&DeValue<'t>) -> Option<T>,
-    ) -> Option<At<T>> {
-        let found = self.take(key);
-        if let Some(text) = self.overrides.remove(key) {
-            let variable = format!("CUSTODY__{}__{key}", self.name).to_uppercase();
-            let value = from_text(&text);
-            if value.is_none() {
-                document.mistake(0, format!("{variable} must be {expected}, not {text:?}"));
-            }
-            return value.map(|value| At { line: 0, value });
-        }
-        let (line, value) = found?;
-        let read = from_value(value.get_ref());
-        if read.is_none() {
-            let got = a(value.get_ref());
-            document.mistake(line, format!("{}.{key} must be {expected}, not {got}", self.name));
-        }
-        read.map(|value| At { line, value })
-    }
-
-    /// A string.
-    pub fn text(&mut self, document: &mut Document<'t>, key: &'static str) -> Option<At<String>> {
-        let own = |text: &str| Some(text.to_owned());
-        self.scalar(document, key, "a string", own, |v| v.as_str().map(str::to_owned))
-    }
-
-    /// `true` or `false`.
-    pub fn boolean(&mut self, document: &mut Document<'t>, key: &'static str) -> Option<bool> {
-        let parse = |text: &str| text.parse().ok();
-        self.scalar(document, key, "true or false", parse, DeValue::as_bool).map(|at| at.value)
-    }
-
-    /// A whole number between the bounds.
-    pub fn integer(
-        &mut self,
-        document: &mut Document<'t>,
-        key: &'static str,
-        bounds: std::ops::RangeInclusive<u64>,
-    ) -> Option<u64> {
-        let expected = format!("a whole number from {} to {}", bounds.start(), bounds.end());
-        let within = |n: u64| bounds.contains(&n).then_some(n);
-        let parse = |text: &str| text.parse().ok().and_then(within);
-        let value = |v: &DeValue<'t>| {
-            let digits = v.as_integer().filter(|n| n.radix() == 10)?;
-            digits.as_str().replace('_', "").parse().ok().and_then(within)
-        };
-        self.scalar(document, key, &expected, parse, value).map(|at| at.value)
-    }
-
-    /// A number of bytes: `16777216` or `"16 MiB"`.
-    pub fn bytes(
-        &mut self,
-        document: &mut Document<'t>,
-        key: &'static str,
-        bounds: std::ops::RangeInclusive<u64>,
-    ) -> Option<u64> {
-        let expected =
-            format!("a size like \"16 MiB\", {} to {} bytes", bounds.start(), bounds.end());
-        let within = |n: u64| bounds.contains(&n).then_some(n);
-        let parse = |text: &str| size(text).and_then(within);
-        let value = |v: &DeValue<'t>| {
-            let number = v.as_integer().and_then(|n| n.as_str().replace('_', "").parse().ok());
-            number.or_else(|| v.as_str().and_then(size)).and_then(within)
-        };
-        self.scalar(document, key, &expected, parse, value).map(|at| at.value)
-    }
-
-    /// A list of strings; in the environment separated by commas.
-    pub fn texts(&mut self, document: &mut Document<'t>, key: &'static str) -> Vec<At<String>> {
-        let split = |text: &str| {
-            Some(text.split(',').map(|item| item.trim().to_owned()).collect::<Vec<_>>())
-        };
-        let value = |v: &DeValue<'t>| {
-            let items = v.as_array()?.iter();
-            items.map(|item| item.get_ref().as_str().map(str::to_owned)).collect()
-        };
-        let found = self.scalar(document, key, "a list of strings", split, value);
-        let list = found.map(|at| (at.line, at.value));
-        list.map_or_else(Vec::new, |(line, items)| {
-            items.into_iter().map(|value| At { line, value }).collect()
-        })
-    }
-
-    /// A string that must be there.
-    pub fn required(
-        &mut self,
-        document: &mut Document<'t>,
-        key: &'static str,
-    ) -> Option<At<String>> {
-        let before = document.mistakes.len();
-        let found = self.text(document, key);
-        if found.is_none() && document.mistakes.len() == before {
-            let name = &self.name;
-            document.mistake(self.line, format!("[[{name}]] needs the key `{key}`"));
-        }
-        found
-    }
-}
-
-fn a(value: &DeValue<'_>) -> String {
-    if let Some(text) = value.as_str() {
-        return format!("{text:?}");
-    }
-    value.as_integer().map_or_else(|| format!("a {}", value.type_str()), ToString::to_string)
-}
-
-/// `16 MiB`, `4GiB`, `512 kB`, `100`.
-fn size(text: &str) -> Option<u64> {
-    let digits = text.trim().find(|c: char| !c.is_ascii_digit()).unwrap_or(text.trim().len());
-    let (number, unit) = text.trim().split_at(digits);
-    let factor: u64 = match unit.trim() {
-        "" | "B" => 1,
-        "kB" => 1_000,
-        "MB" => 1_000_000,
-        "GB" => 1_000_000_000,
-        "KiB" => 1 << 10,
-        "MiB" => 1 << 20,
-        "GiB" => 1 << 30,
-        _ => return None,
-    };
-    number.parse::<u64>().ok()?.checked_mul(factor)
-}
-
-/// “, did you mean …” when a known key is at most two edits away, else what there is.
-fn nearest(key: &str, known: &[&'static str]) -> String {
-    let best = known.iter().map(|k| (edits(key, k), *k)).min();
-    match best {
-        Some((distance, name)) if distance <= 2 => format!("; did you mean `{name}`?"),
-        _ => format!("; known are {}", known.join(", ")),
-    }
-}
-
-/// Levenshtein distance.
-fn edits(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.chars().count()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.chars().enumerate() {
-            let above = row[j + 1];
-            row[j + 1] = (diagonal + usize::from(x != y)).min(above + 1).min(row[j] + 1);
-            diagonal = above;
-        }
-    }
-    row[row.len() - 1]
 }

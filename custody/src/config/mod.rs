@@ -5,10 +5,15 @@
 
 mod document;
 mod read;
+mod section;
+mod summary;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+
+use custody_journal::kafka::KafkaSettings;
 
 pub use document::Mistake;
 
@@ -27,9 +32,14 @@ pub struct Config {
     pub journal: Journal,
     /// `[lake]`
     pub lake: Lake,
+    /// `[ingest]`
+    pub ingest: Ingest,
     /// `[query]`
     pub query: Query,
-    /// SHA-256 of the file's text and of the overrides, recorded when a stream opens.
+    /// `[telemetry]`
+    pub telemetry: Telemetry,
+    /// SHA-256 of the file's text and of the overrides, without their secrets, recorded when a
+    /// stream opens.
     pub hash: String,
 }
 
@@ -38,10 +48,28 @@ pub struct Config {
 pub struct Deployment {
     /// The deployment's name, origin of its checkpoints.
     pub name: String,
-    /// The writer's name: one per process that writes.
-    pub writer: String,
+    /// The writer's name, if it is given: one per process that writes.
+    pub writer: Option<String>,
     /// Folder for journal, keys and, by default, the lake.
     pub data: PathBuf,
+    /// Folder for keys, `{data}/keys` unless given.
+    pub keys: PathBuf,
+}
+
+impl Deployment {
+    /// The writer's name, or `usual`.
+    pub fn writer_or(&self, usual: &str) -> String {
+        self.writer.clone().unwrap_or_else(|| usual.to_owned())
+    }
+}
+
+/// When something recorded counts as durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// On the disk of the process that recorded it.
+    Local,
+    /// On that disk, and acknowledged by Kafka.
+    Replicated,
 }
 
 /// The gateway.
@@ -49,6 +77,8 @@ pub struct Deployment {
 pub struct Proxy {
     /// Where agents connect.
     pub listen: SocketAddr,
+    /// What openings and endings wait for.
+    pub durability: Durability,
     /// How long an opening or an ending may take to become durable.
     pub audit_wait_ms: u64,
     /// The longest message in either direction.
@@ -125,24 +155,61 @@ pub struct Key {
     pub purpose: Option<String>,
 }
 
-/// The spool.
+/// The spool, and what is behind it.
 #[derive(Clone, Debug)]
 pub struct Journal {
-    /// The most disk that it may use.
+    /// The most disk that the spool may use.
     pub max_bytes: u64,
     /// Length of one segment file.
     pub segment_bytes: u64,
+    /// Where the spool is shipped to; without it the spool is the journal.
+    pub kafka: Option<Kafka>,
+}
+
+/// A journal on Apache Kafka.
+#[derive(Clone, Debug)]
+pub struct Kafka {
+    /// How it is reached, and what its topics are to be like.
+    pub settings: KafkaSettings,
+    /// The cluster's name in the lake's positions.
+    pub cluster: String,
+    /// Counted up when the topics were made anew.
+    pub epoch: u32,
+    /// The group that ingest workers share the partitions in.
+    pub group: String,
+    /// This worker's fixed name in the group, if it has one.
+    pub instance: Option<String>,
 }
 
 /// The tables.
 #[derive(Clone, Debug)]
 pub struct Lake {
-    /// `file:` and a folder.
+    /// `file:` and a folder, or a bucket and a prefix.
     pub url: String,
+    /// `[lake.storage]`
+    pub storage: Options,
     /// Commit at the latest after this time …
     pub flush_seconds: u64,
     /// … or this much.
     pub flush_bytes: u64,
+}
+
+/// Options of a library, by the names that it gives them. What they say is not printed: some are
+/// credentials.
+#[derive(Clone, Default)]
+pub struct Options(pub BTreeMap<String, String>);
+
+impl fmt::Debug for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+/// The worker that carries the journal into the lake.
+#[derive(Clone, Debug)]
+pub struct Ingest {
+    /// Where its health and its metrics are.
+    pub listen: SocketAddr,
 }
 
 /// The SQL service.
@@ -162,6 +229,13 @@ pub struct Query {
     pub memory_bytes: u64,
     /// How many rows an answer may have.
     pub max_rows: u64,
+}
+
+/// What is told to those who watch the process.
+#[derive(Clone, Debug, Default)]
+pub struct Telemetry {
+    /// Where traces go, in OTLP over HTTP; nowhere without it.
+    pub otlp_endpoint: Option<String>,
 }
 
 /// A configuration that cannot be used.

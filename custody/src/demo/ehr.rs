@@ -192,16 +192,20 @@ impl Ehr {
     }
 }
 
-/// Serves the record on a loopback port of the system's choice until `stop`.
-pub async fn serve(stop: CancellationToken) -> std::io::Result<SocketAddr> {
+/// Serves the record at `address` until `stop`; where it listens. On an address that is not
+/// loopback any `Host` is taken: everything in the record is invented.
+pub async fn serve(address: SocketAddr, stop: CancellationToken) -> std::io::Result<SocketAddr> {
     let mut settings = StreamableHttpServerConfig::default();
     settings.cancellation_token = stop.clone();
     settings.json_response = true;
     settings.legacy_session_mode = false;
+    if !address.ip().is_loopback() {
+        settings = settings.disable_allowed_hosts();
+    }
     let service: StreamableHttpService<Ehr, LocalSessionManager> =
         StreamableHttpService::new(|| Ok(Ehr), std::sync::Arc::default(), settings);
     let router = axum::Router::new().nest_service("/mcp", service);
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let listener = TcpListener::bind(address).await?;
     let address = listener.local_addr()?;
     let serving = axum::serve(listener, router);
     let serving = serving.with_graceful_shutdown(async move { stop.cancelled().await });

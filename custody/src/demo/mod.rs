@@ -12,7 +12,7 @@ use anyhow::Context;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Key, Recipient, Rule, Server};
-use crate::serve::{Product, until_stopped};
+use crate::serve::{until_stopped, up};
 use crate::{ask, token};
 
 /// How the demo runs.
@@ -24,30 +24,59 @@ pub struct Options {
     /// Keep the data in this folder instead of a temporary one.
     #[arg(long, value_name = "FOLDER")]
     data: Option<PathBuf>,
+    /// Serve only the synthetic record, at this address, until Ctrl-C: an MCP server to put behind
+    /// the proxies of a cluster.
+    #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["once", "data"])]
+    record: Option<SocketAddr>,
 }
 
 /// Starts the product and the synthetic record, lets the agents call, shows the report.
 pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
+    if let Some(address) = options.record {
+        return record_alone(address).await;
+    }
     let temporary = tempfile::tempdir().context("no folder for the demo's data")?;
     let data = options.data.clone().unwrap_or_else(|| temporary.path().to_owned());
     let stop = CancellationToken::new();
-    let record = ehr::serve(stop.clone()).await?;
+    let record = ehr::serve(SocketAddr::from(([127, 0, 0, 1], 0)), stop.clone()).await?;
     let keys: Vec<_> = agents::AGENTS.iter().map(|agent| (agent.id, token::create())).collect();
-    let product = Product::start(configuration(data.clone(), record, &keys)?).await?;
-    introduce(&product, &keys)?;
-    let url = format!("http://{}/servers/ehr/mcp", product.proxy);
+    let process = up::start(configuration(data.clone(), record, &keys)?).await?;
+    let at = Addresses { proxy: process.address("proxy")?, query: process.address("query")? };
+    introduce(at, &keys)?;
+    let url = format!("http://{}/servers/ehr/mcp", at.proxy);
     let secrets: Vec<_> = keys.iter().map(|(id, (secret, _))| (*id, secret.clone())).collect();
     let calls = agents::run(&url, &secrets).await?;
     let today = jiff::Timestamp::now().strftime("%Y-%m-%d").to_string();
-    let report = ask::report_text(&format!("http://{}", product.query), &today, &today).await?;
+    let report = ask::report_text(&format!("http://{}", at.query), &today, &today).await?;
     show(calls, &report)?;
     if !options.once {
-        invite(&product, &secrets)?;
+        invite(at, &secrets)?;
         until_stopped().await?;
     }
-    product.stop().await?;
+    process.stop().await?;
     stop.cancel();
     Ok(ExitCode::SUCCESS)
+}
+
+/// Serves the synthetic record and nothing else.
+async fn record_alone(address: SocketAddr) -> anyhow::Result<ExitCode> {
+    let stop = CancellationToken::new();
+    let serving = ehr::serve(address, stop.clone()).await;
+    let record = serving.with_context(|| format!("the record cannot be served at {address}"))?;
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "record http://{record}/mcp")?;
+    out.flush()?;
+    drop(out);
+    until_stopped().await?;
+    stop.cancel();
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Where the parts listen.
+#[derive(Clone, Copy)]
+struct Addresses {
+    proxy: SocketAddr,
+    query: SocketAddr,
 }
 
 /// The address if nobody listens there, else any free port of the machine.
@@ -68,6 +97,7 @@ fn configuration(
         .map_err(|mistakes| anyhow::anyhow!("the defaults have mistakes: {mistakes:?}"))?;
     config.deployment.name = "demo.custody.localhost".to_owned();
     config.lake.url = format!("file:{}", data.join("lake").display());
+    config.deployment.keys = data.join("keys");
     config.deployment.data = data;
     config.proxy.listen = free("127.0.0.1:7400")?;
     config.query.listen = free("127.0.0.1:7480")?;
@@ -114,12 +144,12 @@ fn server(record: SocketAddr) -> Server {
     }
 }
 
-fn introduce(product: &Product, keys: &[(&'static str, (String, String))]) -> anyhow::Result<()> {
+fn introduce(at: Addresses, keys: &[(&'static str, (String, String))]) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "custody demo · synthetic patients only\n")?;
     writeln!(out, "  a synthetic EHR with {} patients behind MCP", ehr::PATIENTS)?;
-    writeln!(out, "  proxy  http://{}/servers/ehr/mcp", product.proxy)?;
-    writeln!(out, "  query  http://{}\n", product.query)?;
+    writeln!(out, "  proxy  http://{}/servers/ehr/mcp", at.proxy)?;
+    writeln!(out, "  query  http://{}\n", at.query)?;
     writeln!(out, "{} agents are calling it through the proxy …\n", keys.len())?;
     Ok(())
 }
@@ -131,9 +161,9 @@ fn show(calls: usize, report: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn invite(product: &Product, secrets: &[(&'static str, String)]) -> anyhow::Result<()> {
+fn invite(at: Addresses, secrets: &[(&'static str, String)]) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
-    let query = product.query;
+    let query = at.query;
     let custody = std::env::args().next().unwrap_or_else(|| "custody".to_owned());
     writeln!(out, "Open   http://{query}   in a browser, or try in another terminal:\n")?;
     writeln!(
@@ -146,7 +176,7 @@ fn invite(product: &Product, secrets: &[(&'static str, String)]) -> anyhow::Resu
     )?;
     if let Some((agent, secret)) = secrets.first() {
         writeln!(out, "\nConnect an agent of your own as {agent}:")?;
-        writeln!(out, "  url     http://{}/servers/ehr/mcp", product.proxy)?;
+        writeln!(out, "  url     http://{}/servers/ehr/mcp", at.proxy)?;
         writeln!(out, "  header  Authorization: Bearer {secret}")?;
     }
     writeln!(out, "\nCtrl-C ends the demo.")?;

@@ -1,30 +1,21 @@
-//! Connects the parts into one process and ends them in order.
-//!
-//! Start: keys, writer (which reads back the last run), lake, ingest, query, proxy; each is ready
-//! before the next begins, and what listens, listens last. Stop: the proxy first, so that every
-//! call in flight gets its ending; then query; then the writer closes its stream; then ingest
-//! carries what is left into the lake.
+//! Connects the parts into processes: one file for each role, and what they share.
 
-mod settings;
+#[cfg(feature = "ingest")]
+pub mod ingest;
+pub mod journal;
+pub mod process;
+#[cfg(feature = "proxy")]
+pub mod proxy;
+#[cfg(feature = "query")]
+pub mod query;
+#[cfg(all(feature = "proxy", feature = "ingest", feature = "query"))]
+pub mod up;
 
 use std::future::Future;
-use std::io::Write as _;
-use std::net::SocketAddr;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
-use custody_ingest::Ingest;
-use custody_journal::control::Control;
-use custody_journal::keys::Keys;
-use custody_journal::{Journal, Writer};
-use custody_lake::{Lake, LakeOptions};
-use custody_query::completeness::ListedWriter;
-use custody_query::{Engine, EngineOptions};
-use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
+use process::Process;
 
 use crate::config::Config;
 
@@ -37,6 +28,25 @@ pub fn block_on(
     // A query that does not yield must not keep the process alive.
     runtime.shutdown_timeout(Duration::from_secs(5));
     result
+}
+
+/// Starts a role and works until the process is told to stop, which it may be while it starts.
+pub fn role<F>(config: Config, start: impl FnOnce(Config) -> F) -> anyhow::Result<ExitCode>
+where
+    F: Future<Output = anyhow::Result<Process>>,
+{
+    log_to_stderr();
+    block_on(async {
+        let process = tokio::select! {
+            started = start(config) => started?,
+            stopped = until_stopped() => {
+                stopped?;
+                return Ok(ExitCode::SUCCESS);
+            }
+        };
+        process.announce()?;
+        process.run(until_stopped()).await
+    })
 }
 
 /// Libraries that print what passes through them, statements and values included, when they are
@@ -74,156 +84,4 @@ pub async fn until_stopped() -> anyhow::Result<()> {
         _ = terminate.recv() => {}
     }
     Ok(())
-}
-
-/// `custody up`
-pub async fn up(config: Config) -> anyhow::Result<ExitCode> {
-    let product = Product::start(config).await?;
-    {
-        let mut out = std::io::stdout().lock();
-        writeln!(out, "proxy http://{}", product.proxy)?;
-        writeln!(out, "query http://{}", product.query)?;
-        out.flush()?;
-    }
-    let failed = tokio::select! {
-        stopped = until_stopped() => { stopped?; None }
-        failure = product.failed() => Some(failure),
-    };
-    tracing::info!("stopping: calls in flight are ended and what is recorded goes into the lake");
-    product.stop().await?;
-    match failed {
-        None => Ok(ExitCode::SUCCESS),
-        Some(part) => anyhow::bail!("{part} ended by itself; its error stands above"),
-    }
-}
-
-/// Everything in one process, running.
-pub struct Product {
-    /// Where the proxy listens.
-    pub proxy: SocketAddr,
-    /// Where the query service listens.
-    pub query: SocketAddr,
-    writer: Writer,
-    edges: [Part; 2],
-    ingest: Part,
-}
-
-/// A running part and the way to stop it.
-struct Part {
-    name: &'static str,
-    stop: CancellationToken,
-    ended: CancellationToken,
-    task: JoinHandle<anyhow::Result<()>>,
-}
-
-impl Part {
-    fn start<F>(name: &'static str, run: impl FnOnce(CancellationToken) -> F) -> Self
-    where
-        F: Future<Output = anyhow::Result<()>> + Send + 'static,
-    {
-        let stop = CancellationToken::new();
-        let ended = CancellationToken::new();
-        let running = run(stop.clone());
-        let guard = ended.clone().drop_guard();
-        let task = tokio::spawn(async move {
-            let _guard = guard;
-            let result = running.await;
-            if let Err(error) = &result {
-                tracing::error!(error = format!("{error:#}"), "{name} ended");
-            }
-            result
-        });
-        Self { name, stop, ended, task }
-    }
-
-    async fn stop(self) -> anyhow::Result<()> {
-        self.stop.cancel();
-        self.task.await.with_context(|| format!("{} broke off", self.name))?
-    }
-}
-
-impl Product {
-    /// Starts every part.
-    pub async fn start(config: Config) -> anyhow::Result<Self> {
-        let (writer, writers) = open_writer(&config)?;
-        let journal: Arc<dyn Journal> = writer.journal();
-        let lake = Lake::open(&config.lake.url, &LakeOptions::new(&config.deployment.name)).await?;
-        let ingest = start_ingest(&config, &journal, &lake)?;
-        let proxy_listener = listen(config.proxy.listen, "proxy.listen").await?;
-        let query_listener = listen(config.query.listen, "query.listen").await?;
-        let (proxy, query) = (proxy_listener.local_addr()?, query_listener.local_addr()?);
-        let engine = open_engine(&config, lake, journal, (writer.clone(), writers)).await?;
-        let edge = settings::query(&config)?;
-        let answering = Part::start("query", |stop| async move {
-            Ok(custody_query::http::run(query_listener, engine, edge, stop).await?)
-        });
-        let proxy_settings = settings::proxy(&config)?;
-        let recorder = writer.clone();
-        let proxying = Part::start("proxy", |stop| async move {
-            Ok(custody_proxy::run(proxy_listener, proxy_settings, recorder, stop).await?)
-        });
-        Ok(Self { proxy, query, writer, edges: [proxying, answering], ingest })
-    }
-
-    /// Waits until a part ends by itself; its name.
-    pub async fn failed(&self) -> &'static str {
-        let [proxy, query] = &self.edges;
-        tokio::select! {
-            () = proxy.ended.cancelled() => proxy.name,
-            () = query.ended.cancelled() => query.name,
-            () = self.ingest.ended.cancelled() => self.ingest.name,
-        }
-    }
-
-    /// Ends everything in order; the first error, after all have ended.
-    pub async fn stop(self) -> anyhow::Result<()> {
-        let mut result = Ok(());
-        for edge in self.edges {
-            result = result.and(edge.stop().await);
-        }
-        let closed = self.writer.close().await.context("the stream could not be closed");
-        result = result.and(closed.map(drop));
-        result.and(self.ingest.stop().await)
-    }
-}
-
-fn open_writer(config: &Config) -> anyhow::Result<(Writer, Vec<ListedWriter>)> {
-    let data = &config.deployment.data;
-    let keys = Keys::new(data.join("keys"), &config.deployment.name);
-    let signer = keys.writer(&config.deployment.writer)?;
-    let mut control = Control::open(&data.join("journal"))?;
-    let ring = keys.enrol(&mut control, &signer)?;
-    let (writer, recovery) = Writer::open(settings::writer(config)?, signer)?;
-    if let Some(previous) = &recovery.previous {
-        let (stream, size, clean, lost) =
-            (&previous.stream, previous.size, previous.clean, previous.lost);
-        tracing::info!(%stream, size, clean, lost, orphans = recovery.orphans, "the last run");
-    }
-    let listed = ring
-        .writers
-        .into_iter()
-        .filter(|key| key.until.is_none())
-        .map(|key| ListedWriter { name: key.name, from: key.from, retired: key.retired });
-    Ok((writer, listed.collect()))
-}
-
-fn start_ingest(config: &Config, journal: &Arc<dyn Journal>, lake: &Lake) -> anyhow::Result<Part> {
-    let ingest = Ingest::new(journal, lake.clone(), &settings::ingest(config)?)?;
-    Ok(Part::start("ingest", |stop| async move { Ok(ingest.run(stop).await?) }))
-}
-
-async fn open_engine(
-    config: &Config,
-    lake: Lake,
-    journal: Arc<dyn Journal>,
-    (writer, listed): (Writer, Vec<ListedWriter>),
-) -> anyhow::Result<Arc<Engine>> {
-    let options: EngineOptions = settings::engine(config, Arc::new(move || listed.clone()))?;
-    Ok(Engine::open(lake, journal, writer, options).await?)
-}
-
-async fn listen(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| {
-        format!("cannot listen on {address}: choose another {key}, or stop who listens there")
-    })
 }

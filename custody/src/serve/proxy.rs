@@ -1,43 +1,40 @@
-//! Translates the configuration into the settings of each part.
+//! The proxy: its settings, and the role that runs it alone.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use anyhow::Context;
-use custody_journal::WriterOptions;
+use custody_journal::Writer;
 use custody_proxy::config::{Limits, OnAuditFailure, Server};
 use custody_proxy::identity::{Identity, StaticKey};
 use custody_proxy::inspect::{Rule as PathRule, Rules, ToolRule};
-use custody_query::EngineOptions;
-use custody_query::access::{Access, Token};
-use custody_query::engine::Writers;
-use custody_query::http::HttpOptions;
 use custody_schemas::event::{Agent, Principal, Recipient};
 use custody_schemas::id::Hash;
 use custody_schemas::words::{Activity, Relation};
 
+use super::process::{Part, Process, listen};
 use crate::config::{self, Config};
 
 /// The issuer of identities that stand in the configuration itself.
 const ISSUER: &str = "custody.toml";
 
-/// The settings of the journal's writer.
-pub fn writer(config: &Config) -> anyhow::Result<WriterOptions> {
-    let dir = config.deployment.data.join("journal");
-    let hash: Hash = config.hash.parse().context("the configuration's hash")?;
-    Ok(WriterOptions {
-        origin: config.deployment.name.clone(),
-        segment_bytes: config.journal.segment_bytes,
-        spool_max_bytes: config.journal.max_bytes,
-        queue: usize::try_from(config.proxy.max_calls)?,
-        build: concat!("custody ", env!("CARGO_PKG_VERSION")).to_owned(),
-        config_hash: Some(hash),
-        ..WriterOptions::new(dir, &config.deployment.writer)
-    })
+/// Serves agents; what they do is recorded by `writer`.
+pub async fn serve(
+    process: &mut Process,
+    config: &Config,
+    writer: &Writer,
+) -> anyhow::Result<Part> {
+    let settings = settings(config)?;
+    let listener = listen(config.proxy.listen, "proxy.listen").await?;
+    process.listens("proxy", listener.local_addr()?);
+    let writer = writer.clone();
+    Ok(Part::start("proxy", |stop| async move {
+        Ok(custody_proxy::run(listener, settings, writer, custody_proxy::Watched::default(), stop)
+            .await?)
+    }))
 }
 
-/// The settings of the proxy.
-pub fn proxy(config: &Config) -> anyhow::Result<custody_proxy::Config> {
+fn settings(config: &Config) -> anyhow::Result<custody_proxy::Config> {
     let servers = config.servers.iter().map(server).collect::<anyhow::Result<_>>()?;
     Ok(custody_proxy::Config {
         identity: identity(&config.keys)?,
@@ -130,36 +127,4 @@ fn add(rules: &mut Rules, rule: &config::Rule) -> anyhow::Result<()> {
 
 fn rule_of<'r>(tools: &'r mut HashMap<String, ToolRule>, tool: &str) -> &'r mut ToolRule {
     tools.entry(tool.to_owned()).or_default()
-}
-
-/// The settings of ingest.
-pub fn ingest(config: &Config) -> anyhow::Result<custody_ingest::Settings> {
-    Ok(custody_ingest::Settings {
-        flush_bytes: usize::try_from(config.lake.flush_bytes)?,
-        flush_after: Duration::from_secs(config.lake.flush_seconds),
-        ..custody_ingest::Settings::default()
-    })
-}
-
-/// The settings of the query engine.
-pub fn engine(config: &Config, writers: Writers) -> anyhow::Result<EngineOptions> {
-    Ok(EngineOptions {
-        memory_bytes: usize::try_from(config.query.memory_bytes)?,
-        max_rows: config.query.max_rows,
-        deadline: Duration::from_millis(config.query.deadline_ms),
-        time_zone: jiff::tz::TimeZone::get(&config.query.time_zone)?,
-        writers,
-        ..EngineOptions::new(config.deployment.data.join("spill"))
-    })
-}
-
-/// The settings of the query service's HTTP edge.
-pub fn query(config: &Config) -> anyhow::Result<HttpOptions> {
-    Ok(HttpOptions { access: access(config)?, hosts: config.query.allowed_hosts.clone() })
-}
-
-/// Who may ask.
-fn access(config: &Config) -> anyhow::Result<Access> {
-    let tokens = config.query.tokens.iter().map(|text| Token::parse(text));
-    Ok(Access::new(tokens.collect::<Result<_, _>>().map_err(anyhow::Error::msg)?))
 }

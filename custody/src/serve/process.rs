@@ -1,0 +1,126 @@
+//! A process: its parts, started one after the other and ended in the order that loses nothing.
+
+use std::future::Future;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// A running part and the way to stop it. Dropping it asks it to stop, too.
+pub struct Part {
+    name: &'static str,
+    stop: CancellationToken,
+    ended: CancellationToken,
+    task: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Part {
+    /// Starts a part that works until its token is cancelled.
+    pub fn start<F>(name: &'static str, run: impl FnOnce(CancellationToken) -> F) -> Self
+    where
+        F: Future<Output = anyhow::Result<()>> + Send + 'static,
+    {
+        let stop = CancellationToken::new();
+        let ended = CancellationToken::new();
+        let running = run(stop.clone());
+        let guard = ended.clone().drop_guard();
+        let task = tokio::spawn(async move {
+            let _guard = guard;
+            let result = running.await;
+            if let Err(error) = &result {
+                tracing::error!(error = format!("{error:#}"), "{name} ended");
+            }
+            result
+        });
+        Self { name, stop, ended, task }
+    }
+
+    async fn stop(self) -> anyhow::Result<()> {
+        self.stop.cancel();
+        self.task.await.with_context(|| format!("{} broke off", self.name))?
+    }
+}
+
+/// Parts in the order in which they are to end.
+#[derive(Default)]
+pub struct Process {
+    parts: Vec<Part>,
+    addresses: Vec<(&'static str, SocketAddr)>,
+}
+
+impl Process {
+    /// Adds a part that ends after those that are there.
+    pub fn then(&mut self, part: Part) {
+        self.parts.push(part);
+    }
+
+    /// Says where a part listens.
+    pub fn listens(&mut self, name: &'static str, address: SocketAddr) {
+        self.addresses.push((name, address));
+    }
+
+    /// Where `name` listens.
+    pub fn address(&self, name: &str) -> anyhow::Result<SocketAddr> {
+        let found = self.addresses.iter().find(|(known, _)| *known == name);
+        found.map(|(_, address)| *address).with_context(|| format!("{name} does not listen"))
+    }
+
+    /// Tells on standard output where each part listens: now all of them do.
+    pub fn announce(&self) -> anyhow::Result<()> {
+        let mut out = std::io::stdout().lock();
+        for (name, address) in &self.addresses {
+            writeln!(out, "{name} http://{address}")?;
+        }
+        Ok(out.flush()?)
+    }
+
+    /// Works until `stopped`, or until a part ends by itself; then ends everything.
+    pub async fn run(
+        self,
+        stopped: impl Future<Output = anyhow::Result<()>>,
+    ) -> anyhow::Result<ExitCode> {
+        let failed = tokio::select! {
+            stopped = stopped => { stopped?; None }
+            part = self.failed() => Some(part),
+        };
+        tracing::info!(
+            "stopping: what is in flight is ended, and what is recorded goes on its way"
+        );
+        self.stop().await?;
+        match failed {
+            None => Ok(ExitCode::SUCCESS),
+            Some(part) => anyhow::bail!("{part} ended by itself; its error stands above"),
+        }
+    }
+
+    /// Waits until a part ends by itself; its name.
+    async fn failed(&self) -> &'static str {
+        let ends = self.parts.iter().map(|part| {
+            Box::pin(async move {
+                part.ended.cancelled().await;
+                part.name
+            })
+        });
+        futures::future::select_all(ends).await.0
+    }
+
+    /// Ends everything in order; the first error, after all have ended.
+    pub async fn stop(self) -> anyhow::Result<()> {
+        let mut result = Ok(());
+        for part in self.parts {
+            result = result.and(part.stop().await);
+        }
+        result
+    }
+}
+
+/// A listener on a configured address.
+pub async fn listen(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| {
+        format!("cannot listen on {address}: choose another {key}, or stop who listens there")
+    })
+}
