@@ -14,13 +14,18 @@ use custody_schemas::json::Json;
 use custody_schemas::seal::key::{KeyError, Signer};
 use custody_schemas::seal::keyring::{Keyring, WriterKey};
 
-use crate::control::{Control, ControlError};
+use crate::control::{Change, Control, ControlError};
 use crate::file::now;
 
 /// The control key under which the signed keyring lies.
 pub const KEYRING: &str = "keyring";
 
+/// The control key under which the root's public key lies.
+pub const ROOT_VKEY: &str = "root";
+
 const ROOT: &str = "root";
+/// The file that keeps the root's public key where the root key is not.
+const PIN: &str = "root.vkey";
 
 /// Why keys cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -49,8 +54,24 @@ pub enum KeysError {
         source: KeyError,
     },
     /// The keyring in force is not signed by this root.
-    #[error("the keyring in the control journal does not fit the root key: {0}")]
+    #[error(
+        "the keyring in the control journal does not fit the root key: {0}. The root key that \
+         signed it belongs in the folder of keys as root.key, or its public key as root.vkey"
+    )]
     Keyring(KeyError),
+    /// The writer is not on the keyring.
+    #[error(
+        "the writer {writer:?} is not on the keyring of {deployment}: where the root key is, run \
+         `custody keys enrol {writer} --vkey {vkey}`, then start again"
+    )]
+    NotEnrolled {
+        /// Its name.
+        writer: String,
+        /// Its public key.
+        vkey: String,
+        /// The deployment.
+        deployment: String,
+    },
     /// The control journal failed.
     #[error(transparent)]
     Control(#[from] ControlError),
@@ -91,26 +112,148 @@ impl Keys {
     }
 
     /// Makes sure that the keyring in `control` lists `writer` with its key, and returns the
-    /// keyring. An entry with another key of that writer is closed.
+    /// keyring. An entry with another key of that writer is closed. Needs the root key, and makes
+    /// one if there is none here; when others enrol themselves at once all stay on the keyring.
     ///
     /// # Errors
     /// [`KeysError`]; when the keyring that is there is not signed by this root it stays.
-    pub fn enrol(&self, control: &mut Control, writer: &Signer) -> Result<Keyring, KeysError> {
+    pub fn enrol(&self, control: &Control, writer: &Signer) -> Result<Keyring, KeysError> {
+        self.enrol_vkey(control, self.short(writer), writer.vkey())
+    }
+
+    /// The same for a writer whose key lies elsewhere: `vkey` is its public key.
+    ///
+    /// # Errors
+    /// As [`enrol`](Self::enrol).
+    pub fn enrol_vkey(
+        &self,
+        control: &Control,
+        name: &str,
+        vkey: &str,
+    ) -> Result<Keyring, KeysError> {
+        if name == ROOT || !is_writer_name(name) {
+            let source = KeyError::Name(name.to_owned());
+            return Err(KeysError::Key { path: self.path(name), source });
+        }
         let root = self.root()?;
-        let mut ring = match control.get(KEYRING) {
+        let mut done = Ok(Keyring::default());
+        control.update(KEYRING, |note| {
+            let (ring, change) = match self.entered(note, &root, name, vkey) {
+                Ok(entered) => entered,
+                Err(error) => {
+                    done = Err(error);
+                    return Change::Keep;
+                }
+            };
+            done = Ok(ring);
+            change
+        })?;
+        let ring = done?;
+        self.publish(control, root.vkey())?;
+        Ok(ring)
+    }
+
+    /// The keyring with the writer on it, and what that changes.
+    fn entered(
+        &self,
+        note: Option<&Json>,
+        root: &Signer,
+        name: &str,
+        vkey: &str,
+    ) -> Result<(Keyring, Change), KeysError> {
+        let mut ring = match note {
             Some(Json::Text(note)) => {
                 Keyring::verify(note, root.vkey()).map_err(KeysError::Keyring)?
             }
             _ => Keyring { deployment: self.deployment.clone(), ..Keyring::default() },
         };
-        let prefix = format!("{}/", self.deployment);
-        let name = writer.name().strip_prefix(&prefix).unwrap_or(writer.name());
-        if !enter(&mut ring, name, writer.vkey(), Uint::new(now())) {
-            return Ok(ring);
+        if !enter(&mut ring, name, vkey, Uint::new(now())) {
+            return Ok((ring, Change::Keep));
         }
-        let note = ring.sign(&root).map_err(KeysError::Keyring)?;
-        control.put(KEYRING, Some(Json::from(note)))?;
-        Ok(ring)
+        let note = ring.sign(root).map_err(KeysError::Keyring)?;
+        Ok((ring, Change::Set(Json::from(note))))
+    }
+
+    /// Lets processes without the root key know whose signatures to expect.
+    fn publish(&self, control: &Control, root_vkey: &str) -> Result<(), KeysError> {
+        if control.get(ROOT_VKEY) != Some(Json::from(root_vkey)) {
+            control.put(ROOT_VKEY, Some(Json::from(root_vkey)))?;
+        }
+        self.pin(root_vkey)
+    }
+
+    /// The keyring for a process of a deployment of several: `writer` must be on it. Where the root
+    /// key lies here the writer is enrolled; elsewhere somebody must have done so before.
+    ///
+    /// # Errors
+    /// [`KeysError::NotEnrolled`] names the command that enrols it.
+    pub fn admit(&self, control: &Control, writer: &Signer) -> Result<Keyring, KeysError> {
+        if self.path(ROOT).exists() {
+            return self.enrol(control, writer);
+        }
+        let (name, vkey) = (self.short(writer), writer.vkey());
+        let ring = self.ring(control)?;
+        let listed = |key: &WriterKey| is_in_force(key, name) && key.vkey == vkey;
+        match ring {
+            Some(ring) if ring.writers.iter().any(listed) => Ok(ring),
+            _ => {
+                let (writer, vkey) = (name.to_owned(), vkey.to_owned());
+                Err(KeysError::NotEnrolled { writer, vkey, deployment: self.deployment.clone() })
+            }
+        }
+    }
+
+    /// The keyring in force, if there is one, after its signature was checked. The root's public
+    /// key is that of the key that lies here, or the one that was seen first and is kept in
+    /// `root.vkey` since: put that file there to trust no first sight.
+    ///
+    /// # Errors
+    /// [`KeysError::Keyring`] when the signature is not the root's.
+    pub fn ring(&self, control: &Control) -> Result<Option<Keyring>, KeysError> {
+        let state = control.state();
+        let Some(Json::Text(note)) = state.get(KEYRING) else { return Ok(None) };
+        let vkey = match (self.pinned()?, state.get(ROOT_VKEY)) {
+            (Some(pinned), _) => pinned,
+            (None, Some(Json::Text(seen))) => seen.clone(),
+            (None, _) => return Ok(None),
+        };
+        let ring = Keyring::verify(note, &vkey).map_err(KeysError::Keyring)?;
+        self.pin(&vkey)?;
+        Ok(Some(ring))
+    }
+
+    /// The root's public key as it is known here.
+    fn pinned(&self) -> Result<Option<String>, KeysError> {
+        if self.path(ROOT).exists() {
+            return Ok(Some(self.root()?.vkey().to_owned()));
+        }
+        let path = self.dir.join(PIN);
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(Some(text.trim().to_owned())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(KeysError::Io { path, source }),
+        }
+    }
+
+    /// Keeps the root's public key, unless one is kept already.
+    fn pin(&self, vkey: &str) -> Result<(), KeysError> {
+        let path = self.dir.join(PIN);
+        if path.exists() {
+            return Ok(());
+        }
+        match store(&self.dir, &path, vkey) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                Err(KeysError::Io { path, source: error })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A writer's name without the deployment's.
+    fn short<'a>(&self, writer: &'a Signer) -> &'a str {
+        let name = writer.name();
+        let short = name.strip_prefix(&self.deployment).and_then(|rest| rest.strip_prefix('/'));
+        short.unwrap_or(name)
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -131,22 +274,31 @@ impl Keys {
                 let key_name = format!("{}/{name}", self.deployment);
                 let (signer, text) = Signer::from_seed(&key_name, &rand::random())
                     .map_err(|source| KeysError::Key { path: path.clone(), source })?;
-                store(&self.dir, &path, &text).map_err(io)?;
-                tracing::info!(path = %path.display(), vkey = signer.vkey(), "made a key");
-                Ok(signer)
+                match store(&self.dir, &path, &text) {
+                    // another process was faster: its key is the one
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => self.key(name),
+                    Err(error) => Err(io(error)),
+                    Ok(()) => {
+                        tracing::info!(path = %path.display(), vkey = signer.vkey(), "made a key");
+                        Ok(signer)
+                    }
+                }
             }
             Err(error) => Err(io(error)),
         }
     }
 }
 
+fn is_in_force(key: &WriterKey, name: &str) -> bool {
+    key.name == name && key.until.is_none() && !key.retired
+}
+
 /// Lists the writer's key; whether anything changed.
 fn enter(ring: &mut Keyring, name: &str, vkey: &str, now: Uint) -> bool {
-    let is_ours = |key: &WriterKey| key.name == name && key.until.is_none() && !key.retired;
-    if ring.writers.iter().any(|key| is_ours(key) && key.vkey == vkey) {
+    if ring.writers.iter().any(|key| is_in_force(key, name) && key.vkey == vkey) {
         return false;
     }
-    for key in ring.writers.iter_mut().filter(|key| is_ours(key)) {
+    for key in ring.writers.iter_mut().filter(|key| is_in_force(key, name)) {
         key.until = Some(now);
     }
     ring.writers.push(WriterKey {
@@ -163,15 +315,16 @@ fn enter(ring: &mut Keyring, name: &str, vkey: &str, now: Uint) -> bool {
 /// Writes a key file that never exists half written.
 fn store(dir: &Path, path: &Path, text: &str) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    let new = path.with_extension("new");
+    let new = path.with_extension(format!("{:08x}.new", rand::random::<u32>()));
     let mut options = OpenOptions::new();
     let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
     file.write_all(text.as_bytes())?;
     file.write_all(b"\n")?;
     file.sync_all()?;
     // a hard link does not replace a key that another process has made meanwhile
-    fs::hard_link(&new, path)?;
+    let linked = fs::hard_link(&new, path);
     fs::remove_file(&new)?;
+    linked?;
     File::open(dir)?.sync_all()
 }
 
@@ -199,20 +352,20 @@ mod tests {
     fn a_writer_is_enrolled_once_and_a_new_key_closes_the_old_one() {
         let dir = tempfile::tempdir().unwrap();
         let keys = Keys::new(dir.path().join("keys"), "audit.example");
-        let mut control = Control::open(&dir.path().join("control")).unwrap();
+        let control = Control::open(&dir.path().join("control")).unwrap();
         let writer = keys.writer("edge-1").unwrap();
-        let ring = keys.enrol(&mut control, &writer).unwrap();
+        let ring = keys.enrol(&control, &writer).unwrap();
         assert_eq!((ring.edition, ring.writers.len()), (1, 1));
         assert_eq!(ring.writers[0].name, "edge-1");
-        assert_eq!(keys.enrol(&mut control, &writer).unwrap(), ring);
+        assert_eq!(keys.enrol(&control, &writer).unwrap(), ring);
         fs::remove_file(dir.path().join("keys/edge-1.key")).unwrap();
         drop(control);
-        let mut control = Control::open(&dir.path().join("control")).unwrap();
-        let ring = keys.enrol(&mut control, &keys.writer("edge-1").unwrap()).unwrap();
+        let control = Control::open(&dir.path().join("control")).unwrap();
+        let ring = keys.enrol(&control, &keys.writer("edge-1").unwrap()).unwrap();
         assert_eq!((ring.edition, ring.writers.len()), (2, 2));
         assert!(ring.writers[0].until.is_some() && ring.writers[1].until.is_none());
         fs::remove_file(dir.path().join("keys/root.key")).unwrap();
-        let refused = keys.enrol(&mut control, &writer);
+        let refused = keys.enrol(&control, &writer);
         assert!(matches!(refused, Err(KeysError::Keyring(_))));
     }
 }
