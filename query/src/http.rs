@@ -35,12 +35,12 @@ use crate::reports::PhiAccess;
 use crate::statement::Params;
 use crate::web;
 
+mod serve;
+
 /// The longest request.
 const MAX_REQUEST_BYTES: usize = 1024 * 1024;
 /// How long a request's body may take to arrive.
 const BODY_WITHIN: Duration = Duration::from_secs(10);
-/// How long connections may take to end when the service stops.
-const LEAVE_WITHIN: Duration = Duration::from_secs(5);
 const COMPLETENESS: HeaderName = HeaderName::from_static("custody-completeness");
 const QUERY: HeaderName = HeaderName::from_static("custody-query");
 const PERIOD: HeaderName = HeaderName::from_static("custody-period");
@@ -67,31 +67,21 @@ struct Edge {
 /// Serves until `shutdown`; then running questions are cancelled, and their askers told.
 ///
 /// # Errors
-/// When the listener fails.
+/// None so far: a connection that cannot be accepted is logged, and the next one awaited.
 pub async fn run(
     listener: TcpListener,
     engine: Arc<Engine>,
     options: HttpOptions,
     shutdown: CancellationToken,
 ) -> std::io::Result<()> {
-    let service = router(Arc::clone(&engine), options);
-    let over = shutdown.clone();
-    let stopped = async move {
+    let limits = serve::Limits::default();
+    let router = router(Arc::clone(&engine), options);
+    let closed = async {
         shutdown.cancelled().await;
         engine.close();
     };
-    let serving =
-        axum::serve(listener, service.into_make_service_with_connect_info::<SocketAddr>())
-            .with_graceful_shutdown(stopped);
-    // An asker who does not read what we send cannot keep the service from ending.
-    let patience = async {
-        over.cancelled().await;
-        tokio::time::sleep(LEAVE_WITHIN).await;
-    };
-    tokio::select! {
-        served = serving => served,
-        () = patience => Ok(()),
-    }
+    tokio::join!(closed, serve::serve(listener, router, limits, shutdown.clone()));
+    Ok(())
 }
 
 /// Every route.
