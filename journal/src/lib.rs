@@ -41,7 +41,9 @@ pub mod keys;
 pub mod writer;
 
 pub use file::FileJournal;
-pub use writer::{Appended, Appending, Ends, OutBody, Part, Recovery, Slot, Writer, WriterOptions};
+pub use writer::{
+    Appended, Appending, Durability, Ends, OutBody, Part, Recovery, Slot, Writer, WriterOptions,
+};
 
 /// What a partition carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -82,16 +82,39 @@ impl Shelves {
         }
     }
 
+    /// Whose spool it is.
+    pub(crate) fn writer(&self) -> &str {
+        &self.writer
+    }
+
+    /// Records, checkpoints and small bodies.
+    pub(crate) fn main(&self) -> &Arc<Shelf> {
+        &self.main
+    }
+
+    /// Large bodies.
+    pub(crate) fn bulk(&self) -> &Arc<Shelf> {
+        &self.bulk
+    }
+
+    /// The shelves of the spool in `dir` as they are at this moment, whoever writes it.
+    pub(crate) fn glimpsed(writer: &str, dir: &Path) -> Result<Self, ReadError> {
+        Self::load(writer, dir, None)
+    }
+
     /// The shelves of the spool in `dir`, which nobody writes as long as this exists.
     fn resting(writer: &str, dir: &Path) -> Result<Self, SpoolError> {
-        let lock = Lock::take(dir)?;
+        Ok(Self::load(writer, dir, Some(Lock::take(dir)?))?)
+    }
+
+    fn load(writer: &str, dir: &Path, lock: Option<Lock>) -> Result<Self, ReadError> {
         let room = Arc::new(Room::new(dir, u64::MAX, 0));
         let shelf = |lane: Lanes| {
             let shelf = Shelf::new(&dir_of(dir, lane), lane.topics(), Arc::clone(&room));
             shelf.load(false).map(|_| Arc::new(shelf))
         };
         let (main, bulk) = (shelf(Lanes::Main)?, shelf(Lanes::Bulk)?);
-        Ok(Self { writer: writer.to_owned(), main, bulk, room, _lock: Some(lock) })
+        Ok(Self { writer: writer.to_owned(), main, bulk, room, _lock: lock })
     }
 }
 
@@ -119,6 +142,11 @@ impl FileJournal {
         }
         spools.sort_by(|a, b| a.writer.cmp(&b.writer));
         Ok(Self { spools, retain: RETAIN })
+    }
+
+    /// Every spool, by its writer's name.
+    pub(crate) fn spools(&self) -> &[Shelves] {
+        &self.spools
     }
 
     /// Deletes what was released and is old, or all of it where room is short.

@@ -14,10 +14,10 @@ use super::segment::{Segment, Step, Walk};
 use super::shelf::{Shelf, Stored};
 use crate::{Entry, EntryKind, Read, ReadError, Topic};
 
-/// A reader of one topic of one lane.
+/// A reader of one topic of one lane, or of all that the lane carries.
 pub(crate) struct Reader {
     shelf: Arc<Shelf>,
-    topic: Topic,
+    topic: Option<Topic>,
     /// The next offset.
     position: u64,
     place: Option<Place>,
@@ -36,6 +36,15 @@ struct Place {
 impl Reader {
     /// A reader that begins at `from`; 0 means the oldest offset.
     pub(crate) fn new(shelf: Arc<Shelf>, topic: Topic, from: u64) -> Result<Self, ReadError> {
+        Self::of(shelf, Some(topic), from)
+    }
+
+    /// The same for everything in the lane, in its order.
+    pub(crate) fn of_all(shelf: Arc<Shelf>, from: u64) -> Result<Self, ReadError> {
+        Self::of(shelf, None, from)
+    }
+
+    fn of(shelf: Arc<Shelf>, topic: Option<Topic>, from: u64) -> Result<Self, ReadError> {
         let mut reader = Self { shelf, topic, position: 0, place: None };
         let from = if from == 0 { reader.shelf.first_offset() } else { from };
         reader.seek(from)?;
@@ -74,7 +83,7 @@ struct Limits {
 
 /// Takes the frames from offset `from` on, as far as the limits allow; returns the next offset.
 fn take(
-    topic: Topic,
+    topic: Option<Topic>,
     from: u64,
     header: &BatchHeader,
     mut body: Bytes,
@@ -102,7 +111,7 @@ fn take(
     Ok(header.base + u64::from(header.count))
 }
 
-fn entry(topic: Topic, offset: u64, batch: &BatchHeader, frame: Frame) -> Option<Entry> {
+fn entry(topic: Option<Topic>, offset: u64, batch: &BatchHeader, frame: Frame) -> Option<Entry> {
     let kind = match frame.kind {
         FrameKind::Event => EntryKind::Event,
         FrameKind::Checkpoint => EntryKind::Checkpoint,
@@ -112,7 +121,8 @@ fn entry(topic: Topic, offset: u64, batch: &BatchHeader, frame: Frame) -> Option
     };
     let journaled_at = Uint::new(batch.journaled_at);
     let Frame { header, value, .. } = frame;
-    topic.carries(kind).then_some(Entry { offset, journaled_at, kind, header, value })
+    let wanted = topic.is_none_or(|topic| topic.carries(kind));
+    wanted.then_some(Entry { offset, journaled_at, kind, header, value })
 }
 
 /// The place in the segment `stored`: the one held, or its beginning.

@@ -126,6 +126,24 @@ impl Shelf {
         self.state.lock().segments.front().map_or(0, |first| first.base)
     }
 
+    /// The folder of its segments.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// About how many bytes are stored from `offset` on: within a segment frames are taken to be
+    /// of one length.
+    pub(crate) fn bytes_from(&self, offset: u64) -> u64 {
+        let state = self.state.lock();
+        let behind = |stored: &Stored| {
+            let bytes = stored.end.position.saturating_sub(super::format::SEGMENT_HEADER);
+            let frames = stored.end.offset.saturating_sub(stored.base);
+            let left = stored.end.offset.saturating_sub(offset.max(stored.base));
+            if left == frames { bytes } else { bytes / frames.max(1) * left }
+        };
+        state.segments.iter().map(behind).sum()
+    }
+
     /// The offset after the last durable frame.
     pub(crate) fn end_offset(&self) -> u64 {
         self.state.lock().segments.back().map_or(0, |last| last.end.offset)

@@ -20,11 +20,14 @@ use custody_schemas::kind::Kind;
 use custody_schemas::seal::key::Signer;
 use tokio::sync::oneshot;
 
+use super::acks::Waiting;
 use super::fill::{Pending, USUAL_RECORD, end_as_unknown};
 use super::recovery::{Found, Signed};
 use super::run::{Run, opened};
 use super::slot::{Message, Purpose, answer};
-use super::{AppendError, Appended, OpenError, Previous, Recovery, Shared, WriterOptions, state};
+use super::{
+    AppendError, Appended, Durability, OpenError, Previous, Recovery, Shared, WriterOptions, state,
+};
 use crate::file::format::FrameKind;
 use crate::file::lane::{Batch, Lane};
 use crate::file::now;
@@ -164,8 +167,14 @@ impl Committer {
         for pending in self.pending.drain(..) {
             let Pending { reply, seq, at, place, hold, .. } = pending;
             let stream = run.stream.clone();
-            drop(hold); // whoever hears the answer finds the place free
-            answer(reply, Ok(Appended { stream, seq, at, offset: offsets.start + place }));
+            let appended = Appended { stream, seq, at, offset: offsets.start + place };
+            match self.options.durability {
+                Durability::Local => {
+                    drop(hold); // whoever hears the answer finds the place free
+                    answer(reply, Ok(appended));
+                }
+                Durability::Replicated => shared.acks.wait(Waiting { reply, appended, hold }),
+            }
         }
         self.ending.clear();
         if std::mem::take(&mut self.signs) {

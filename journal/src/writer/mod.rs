@@ -1,12 +1,14 @@
 //! The only way into a stream: a writer that places, seals, stores and signs events.
 //!
-//! * What [`Appending`] answers with `Ok` is on disk, its bodies first.
+//! * What [`Appending`] answers with `Ok` is on disk, its bodies first; with
+//!   [`Durability::Replicated`] it is in Kafka as well.
 //! * Events of one stream have gapless `seq` from 0 and times that never decrease; one that fails
 //!   before it is stored takes no `seq`.
 //! * A call that was opened gets exactly one ending in the journal: the one its [`Slot`] hands in,
 //!   or `unknown` from the slot's drop, from the next run, or from the run after that.
 //! * Nothing here waits for room: a refusal comes at once, before any effect.
 
+pub(crate) mod acks;
 mod bulk;
 mod commit;
 mod error;
@@ -39,7 +41,7 @@ use crate::file::{FileJournal, Shelves};
 
 pub use error::{AppendError, OpenError};
 pub use facts::{Appended, Ends, OutBody, Part, Previous, Recovery, Status};
-pub use options::WriterOptions;
+pub use options::{Durability, WriterOptions};
 pub use slot::{Appending, Slot};
 
 use queue::Queue;
@@ -56,6 +58,7 @@ pub(crate) struct Shared {
     room: Arc<Room>,
     journal: Arc<FileJournal>,
     ends: watch::Sender<Ends>,
+    acks: Arc<acks::Acks>,
     present: Mutex<Present>,
     slots: AtomicUsize,
     appends: AtomicUsize,
@@ -112,6 +115,7 @@ impl Writer {
             room,
             journal,
             ends: watch::Sender::new(Ends { main: committer.next_offset(), ..ends }),
+            acks: Arc::default(),
             present: Mutex::new(Present {
                 stream: recovery.stream.clone(),
                 problem: None,
@@ -177,6 +181,18 @@ impl Writer {
     #[must_use]
     pub fn journal(&self) -> Arc<FileJournal> {
         Arc::clone(&self.shared.journal)
+    }
+
+    /// The writer's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.shared.options.name
+    }
+
+    /// What waits for a shipper's acknowledgement.
+    #[cfg(feature = "kafka")]
+    pub(crate) fn acks(&self) -> Arc<acks::Acks> {
+        Arc::clone(&self.shared.acks)
     }
 
     /// How the writer is doing.
@@ -288,6 +304,7 @@ impl Drop for Threads {
         end(self.bulk.take());
         self.shared.main.close();
         end(self.main.take());
+        self.shared.acks.end();
     }
 }
 

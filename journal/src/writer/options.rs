@@ -7,6 +7,17 @@ use std::time::Duration;
 
 use custody_schemas::id::Hash;
 
+/// What has to have happened before an append is answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// It is on this host's disk.
+    #[default]
+    Local,
+    /// Kafka's replicas have it too, as the shipper of this writer's spool says: without one, no
+    /// append is ever answered. A failed disk and `close` are answered as with `Local`.
+    Replicated,
+}
+
 /// How a writer works. `..WriterOptions::new(dir, name)` fills in what is usual.
 #[derive(Clone, Debug)]
 pub struct WriterOptions {
@@ -18,6 +29,8 @@ pub struct WriterOptions {
     pub origin: String,
     /// Length of a segment, 64 MiB by default and at least 1 MiB.
     pub segment_bytes: u64,
+    /// What has to have happened before an append is answered; `Local` by default.
+    pub durability: Durability,
     /// The most bytes that the spool may hold, 16 GiB by default.
     pub spool_max_bytes: u64,
     /// The most calls that may be open, and the most other appends that may wait; 4096 by default.
@@ -59,6 +72,7 @@ impl WriterOptions {
             name: name.to_owned(),
             origin: "custody.local".to_owned(),
             segment_bytes: 64 << 20,
+            durability: Durability::Local,
             spool_max_bytes: 16 << 30,
             queue: 4096,
             bulk_in_flight_bytes: 256 << 20,

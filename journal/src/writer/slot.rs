@@ -71,16 +71,36 @@ enum Place {
 impl Hold {
     /// What an event without an ending needs.
     pub(crate) fn append(shared: &Arc<Shared>, bodies: &[OutBody]) -> Result<Self, AppendError> {
-        let limit = shared.options.queue;
-        if shared.appends.fetch_add(1, Ordering::Relaxed) >= limit {
-            shared.appends.fetch_sub(1, Ordering::Relaxed);
-            return Err(AppendError::Busy { limit });
-        }
-        let place = Some(Place::Append);
+        let place = Some(Self::take_place(shared, Place::Append)?);
         let mut hold = Self { shared: Arc::clone(shared), room: 0, bulk: 0, place };
         hold.add(RECORD_ROOM, 0)?;
         hold.take_bodies(bodies, true)?;
         Ok(hold)
+    }
+
+    /// One of a limited number of places; those whom nobody awaits any more make way.
+    fn take_place(shared: &Shared, place: Place) -> Result<Place, AppendError> {
+        let limit = shared.options.queue;
+        let taken = match place {
+            Place::Slot => &shared.slots,
+            Place::Append => &shared.appends,
+        };
+        for last in [false, true] {
+            if taken.fetch_add(1, Ordering::Relaxed) < limit {
+                return Ok(place);
+            }
+            taken.fetch_sub(1, Ordering::Relaxed);
+            if !last {
+                shared.acks.sweep();
+            }
+        }
+        Err(AppendError::Busy { limit })
+    }
+
+    /// Gives back the room, which is counted as used now, but not the place.
+    pub(crate) fn give_back_room(&mut self) {
+        self.shared.room.give_back(std::mem::take(&mut self.room));
+        self.shared.bulk_bytes.fetch_sub(std::mem::take(&mut self.bulk), Ordering::Relaxed);
     }
 
     /// Adds room for something new and for an ending.
@@ -302,12 +322,8 @@ impl Slot {
         ending_bytes: u64,
         listings: u64,
     ) -> Result<Self, AppendError> {
-        let limit = shared.options.queue;
-        let place = Some(Place::Slot);
+        let place = Some(Hold::take_place(shared, Place::Slot)?);
         let mut ending = Hold { shared: Arc::clone(shared), room: 0, bulk: 0, place };
-        if shared.slots.fetch_add(1, Ordering::Relaxed) >= limit {
-            return Err(AppendError::Busy { limit });
-        }
         let ending_room = RECORD_ROOM
             .saturating_mul(listings.saturating_add(1))
             .saturating_add(stored_len(ending_bytes));
