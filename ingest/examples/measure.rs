@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use custody_ingest::{Ingest, Settings};
+use custody_ingest::{Assigned, Ingest, Settings};
 use custody_journal::file::FileAppend;
 use custody_journal::{Append, EntryKind, Journal, NewEntry};
 use custody_lake::{Lake, LakeOptions};
@@ -276,7 +276,7 @@ async fn main() -> Result<(), Failure> {
     let url = folder.join("lake");
     let options = LakeOptions::new("audit.st-elsewhere.example");
     let lake = Lake::open(&url.to_string_lossy(), &options).await?;
-    let ingest = Ingest::new(&journal, lake.clone(), &Settings::default())?;
+    let ingest = Ingest::new(journal, lake.clone(), Settings::default());
     let stop = CancellationToken::new();
     let (begun, cpu) = (Instant::now(), cpu_seconds()?);
     let all_stored = async {
@@ -285,7 +285,7 @@ async fn main() -> Result<(), Failure> {
         }
         stop.cancel();
     };
-    let (ran, ()) = tokio::join!(ingest.run(stop.clone()), all_stored);
+    let (ran, ()) = tokio::join!(ingest.run(Assigned::All, stop.clone()), all_stored);
     ran?;
     let (took, cpu) = (begun.elapsed(), cpu_seconds()? - cpu);
     let snapshot = lake.events().snapshot().await?;

@@ -1,16 +1,19 @@
 //! Tells a resent record from another record under the same identity.
 //!
-//! The hashes of what is on its way to the table are kept until it is there; older ones are read
-//! back from the files that hold them, a few of which stay in memory, because a resend names many
+//! Which records the table holds does not depend on the partition they came through: what is sent
+//! again after topics were made anew, or were given more partitions, is noticed as well. The
+//! hashes of what is on its way to the table are kept until it is there; older ones are read back
+//! from the files that hold them, a few of which stay in memory, because a resend names many
 //! records of one file.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-use custody_lake::identities::{Identities, ReadBackError};
-use custody_lake::{Snapshot, Table};
+use custody_lake::identities::Identities;
+use custody_lake::{DataFile, Table};
 use custody_schemas::id::{Hash, StreamId};
 use tokio::runtime::Handle;
+use tokio::sync::Mutex;
 
 use crate::IngestError;
 use crate::streams::Streams;
@@ -29,10 +32,48 @@ pub(crate) enum Novelty {
     Conflict,
 }
 
-/// What is known of one partition's records.
+/// The records that a table holds. Every file is looked at once, whoever asks.
+pub(crate) struct Stored {
+    table: Arc<Table>,
+    seen: Mutex<Seen>,
+}
+
+#[derive(Default)]
+struct Seen {
+    files: HashSet<String>,
+    streams: Streams,
+}
+
+impl Stored {
+    pub(crate) fn new(table: Arc<Table>) -> Self {
+        Self { table, seen: Mutex::default() }
+    }
+
+    /// The ranges of every stream at the newest version: from the files' tags, or by reading
+    /// files without tags.
+    async fn streams(&self) -> Result<Streams, IngestError> {
+        let snapshot = self.table.snapshot().await?;
+        let mut seen = self.seen.lock().await;
+        for file in snapshot.files() {
+            if seen.files.contains(file.path.as_ref()) {
+                continue;
+            }
+            if let Some(tagged) = file.streams() {
+                tagged.iter().for_each(|(stream, spans)| seen.streams.extend(stream, spans));
+            } else {
+                for (stream, seq) in snapshot.identities(file).await?.into_keys() {
+                    seen.streams.insert(&stream, seq);
+                }
+            }
+            seen.files.insert(file.path.to_string());
+        }
+        Ok(seen.streams.clone())
+    }
+}
+
+/// What is known of the records that one partition may bring.
 pub(crate) struct Known {
     table: Arc<Table>,
-    app_id: String,
     runtime: Handle,
     streams: Streams,
     pending: VecDeque<Pending>,
@@ -57,15 +98,12 @@ impl Pending {
 }
 
 impl Known {
-    /// What the table holds of the partition.
-    pub(crate) async fn load(table: Arc<Table>, app_id: String) -> Result<Self, IngestError> {
-        let snapshot = table.snapshot().await?;
-        let streams = stored(&snapshot, &app_id).await?;
+    /// What the table holds.
+    pub(crate) async fn load(stored: &Stored) -> Result<Self, IngestError> {
         Ok(Self {
-            table,
-            app_id,
+            streams: stored.streams().await?,
+            table: Arc::clone(&stored.table),
             runtime: Handle::current(),
-            streams,
             pending: VecDeque::from([Pending::default()]),
             read_back: VecDeque::new(),
         })
@@ -120,9 +158,7 @@ impl Known {
         let snapshot = self.runtime.block_on(self.table.snapshot())?;
         for file in snapshot.files() {
             let path = file.path.as_ref();
-            if self.read_back.iter().any(|(known, _)| known == path)
-                || !may_hold(file, &self.app_id, identity)
-            {
+            if self.read_back.iter().any(|(known, _)| known == path) || !may_hold(file, identity) {
                 continue;
             }
             let found = Arc::new(self.runtime.block_on(snapshot.identities(file))?);
@@ -139,29 +175,8 @@ impl Known {
     }
 }
 
-fn may_hold(file: &custody_lake::DataFile, app_id: &str, identity: &(StreamId, u64)) -> bool {
-    if file.partition().is_some_and(|partition| partition != app_id) {
-        return false;
-    }
+fn may_hold(file: &DataFile, identity: &(StreamId, u64)) -> bool {
     let Some(streams) = file.streams() else { return true };
     let holds = |spans: &[(u64, u64)]| spans.iter().any(|s| (s.0..s.1).contains(&identity.1));
     streams.iter().any(|(stream, spans)| *stream == identity.0 && holds(spans))
-}
-
-/// The stored ranges of a partition: from its files' tags, or by reading files without tags.
-async fn stored(snapshot: &Snapshot, app_id: &str) -> Result<Streams, ReadBackError> {
-    let mut streams = Streams::default();
-    for file in snapshot.files() {
-        if file.partition().is_some_and(|partition| partition != app_id) {
-            continue;
-        }
-        if let Some(tagged) = file.streams() {
-            tagged.iter().for_each(|(stream, spans)| streams.extend(stream, spans));
-            continue;
-        }
-        for (stream, seq) in snapshot.identities(file).await?.into_keys() {
-            streams.insert(&stream, seq);
-        }
-    }
-    Ok(streams)
 }

@@ -1,8 +1,8 @@
 //! Journal to lake: every durable entry becomes exactly one row.
 //!
 //! # Life of a batch
-//! 1. [`Ingest::run`] looks at every partition of the journal: the table says how far it is stored,
-//!    the journal must go on from there (`pipeline`).
+//! 1. [`Ingest::run`] carries the partitions that are [`Assigned`] to this worker (`assigned`): the
+//!    table says how far each is stored, the journal must go on from there (`pipeline`).
 //! 2. One thread per partition reads entries and makes rows of them (`reading`, `part`). A record that is
 //!    stored already is dropped after its hash was compared; another record under its identity is
 //!    stored as a conflict (`known`, [`streams`]); what cannot be read is stored as it is.
@@ -12,32 +12,45 @@
 //!
 //! A batch is never taken apart or built again: whatever the store answers, the same files are
 //! offered until the table says that they are in it, or that somebody else owns the partition.
+//! Several workers need no agreement beyond that: whoever comes late finds the table's position
+//! moved, drops the batch and goes on from there.
 
+mod assigned;
+mod error;
 mod known;
 mod part;
 mod pipeline;
 mod reading;
 mod status;
+mod stop;
 mod storing;
 pub mod streams;
 #[cfg(test)]
+mod testing;
+#[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use custody_journal::{Journal, Partition, ReadError, Topic};
-use custody_lake::files::FileError;
-use custody_lake::identities::ReadBackError;
-use custody_lake::{CommitError, Lake, LakeError, Table, app_id};
+use custody_journal::{Journal, Partition, Topic};
+use custody_lake::{Lake, Table, app_id};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-pub use status::{Counts, PartitionStatus};
+pub use assigned::Assigned;
+pub use error::{IngestError, Remedy};
+pub use status::{Counts, Durations, PartitionStatus};
 
+use assigned::Crew;
+use known::Stored;
 use pipeline::Pipeline;
 
 /// How long the log's care waits between two passes.
 const CARE_EVERY: Duration = Duration::from_secs(30);
+/// The cluster that file journals belong to.
+const FILE_CLUSTER: &str = "file";
 
 /// When a batch is committed, and under which name its position is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,61 +70,31 @@ impl Default for Settings {
         Self {
             flush_bytes: 32 * 1024 * 1024,
             flush_after: Duration::from_secs(60),
-            cluster: "file".to_owned(),
+            cluster: FILE_CLUSTER.to_owned(),
             epoch: 1,
         }
     }
 }
 
-/// Why ingest cannot go on.
-#[derive(Debug, thiserror::Error)]
-pub enum IngestError {
-    /// The table holds more than the journal ever had.
-    #[error(
-        "the lake holds {app_id} up to offset {stored}, but the journal ends at {end}: it was \
-         replaced or restored from an older copy. Give the writer a new name, so that it begins a \
-         partition of its own, or put the right journal back"
-    )]
-    Beyond {
-        /// The partition.
-        app_id: String,
-        /// Where the table stands.
-        stored: u64,
-        /// Where the journal ends.
-        end: u64,
-    },
-    /// The journal cannot be read.
-    #[error("{app_id}: {source}")]
-    Journal {
-        /// The partition.
-        app_id: String,
-        /// Why.
-        source: ReadError,
-    },
-    /// The journal does not say which partitions it has.
-    #[error("the journal's partitions cannot be listed: {0}")]
-    Partitions(ReadError),
-    /// The lake cannot be read or written.
-    #[error(transparent)]
-    Lake(#[from] LakeError),
-    /// A commit was refused, or did not land before the stop.
-    #[error(transparent)]
-    Commit(#[from] CommitError),
-    /// Rows could not be encoded.
-    #[error(transparent)]
-    File(#[from] FileError),
-    /// A stored file could not be read back.
-    #[error(transparent)]
-    ReadBack(#[from] ReadBackError),
-    /// A thread could not be started, or ended without a word.
-    #[error("a thread of ingest {0}; its entries stay in the journal")]
-    Thread(String),
+impl Settings {
+    /// How to go on with a journal that is not the one the table was filled from.
+    fn remedy(&self) -> Remedy {
+        if self.cluster == FILE_CLUSTER {
+            Remedy::Writer
+        } else {
+            Remedy::Epoch(self.epoch.saturating_add(1))
+        }
+    }
 }
 
 /// Carries a journal into a lake.
 pub struct Ingest {
-    pipelines: Vec<Arc<Pipeline>>,
+    journal: Arc<dyn Journal>,
     lake: Lake,
+    settings: Settings,
+    stored: Arc<Stored>,
+    /// Of every partition that this worker has ever carried, so that its counts go on.
+    pipelines: Mutex<BTreeMap<Partition, Arc<Pipeline>>>,
 }
 
 impl std::fmt::Debug for Ingest {
@@ -121,65 +104,90 @@ impl std::fmt::Debug for Ingest {
 }
 
 impl Ingest {
-    /// Prepares to carry every partition of events and bodies of `journal`.
-    ///
-    /// # Errors
-    /// When the journal does not say which partitions it has.
-    pub fn new(
-        journal: &Arc<dyn Journal>,
-        lake: Lake,
-        settings: &Settings,
-    ) -> Result<Self, IngestError> {
-        let partitions = journal.partitions().map_err(IngestError::Partitions)?;
-        let pipelines = partitions
-            .into_iter()
-            .filter_map(|partition| {
-                let table = table_of(&lake, &partition)?;
-                let app_id = app_id_of(settings, &partition);
-                let journal = Arc::clone(journal);
-                Some(Arc::new(Pipeline::new(journal, table, partition, app_id, settings)))
-            })
-            .collect();
-        Ok(Self { pipelines, lake })
+    /// A worker that carries partitions of `journal` into `lake`.
+    #[must_use]
+    pub fn new(journal: Arc<dyn Journal>, lake: Lake, settings: Settings) -> Self {
+        let stored = Arc::new(Stored::new(Arc::clone(lake.events())));
+        Self { journal, lake, settings, stored, pipelines: Mutex::default() }
     }
 
-    /// How every partition stands.
+    /// How every partition stands that this worker carries or has carried.
     #[must_use]
     pub fn status(&self) -> Vec<PartitionStatus> {
-        self.pipelines.iter().map(|pipeline| pipeline.status()).collect()
+        let pipelines = self.pipelines.lock().unwrap_or_else(PoisonError::into_inner);
+        pipelines.values().map(|pipeline| pipeline.status.get()).collect()
     }
 
-    /// Works until `shutdown`; then reads what is durable by now, commits it and returns.
+    /// Works until `shutdown`; then commits and returns, see [`Assigned`] for how much.
     ///
     /// # Errors
-    /// The first error that waiting cannot mend, after the other partitions have stopped. What is
+    /// The first error that somebody has to act upon, after all partitions have stopped. What is
     /// not committed stays in the journal.
-    pub async fn run(&self, shutdown: CancellationToken) -> Result<(), IngestError> {
-        for pipeline in &self.pipelines {
-            pipeline.assign().await?;
-        }
-        let stop = shutdown.child_token();
-        // Whoever drops this future stops its threads too.
-        let _stops = stop.clone().drop_guard();
-        let mut running = tokio::task::JoinSet::new();
-        for pipeline in &self.pipelines {
-            let (pipeline, stop) = (Arc::clone(pipeline), stop.clone());
-            running.spawn(async move { pipeline.run(stop).await });
-        }
-        let care = tokio::spawn(care(self.lake.clone(), stop.clone()));
-        let mut result = Ok(());
-        while let Some(ended) = running.join_next().await {
-            let ended = ended.unwrap_or_else(|e| Err(IngestError::Thread(e.to_string())));
-            if let Err(error) = ended {
-                stop.cancel();
-                result = result.and(Err(error));
+    pub async fn run(
+        &self,
+        assigned: Assigned,
+        shutdown: CancellationToken,
+    ) -> Result<(), IngestError> {
+        let end = CancellationToken::new();
+        let _ends = end.clone().drop_guard();
+        let care = tokio::spawn(care(self.lake.clone(), end.clone()));
+        let result = match assigned {
+            Assigned::All => {
+                let all = self.journal.partitions().map_err(IngestError::Partitions)?;
+                // As long as the sender lives, nobody waits for a change in vain.
+                let (_keeps, all) = watch::channel(all.into_iter().collect());
+                self.follow(all, shutdown, true).await
             }
-        }
-        stop.cancel();
+            Assigned::Group(wanted) => self.follow(wanted, shutdown, false).await,
+        };
+        end.cancel();
         if let Err(error) = care.await {
             tracing::warn!(%error, "the care of the tables' logs ended early");
         }
         result
+    }
+
+    async fn follow(
+        &self,
+        mut wanted: watch::Receiver<BTreeSet<Partition>>,
+        shutdown: CancellationToken,
+        drain: bool,
+    ) -> Result<(), IngestError> {
+        let mut crew = Crew::new(self);
+        let result = loop {
+            let now = wanted.borrow_and_update().clone();
+            crew.adjust(&now);
+            tokio::select! {
+                biased;
+                ended = crew.ended() => match ended {
+                    Ok(()) => {}
+                    Err(error) => break Err(error),
+                },
+                () = shutdown.cancelled() => break Ok(()),
+                changed = wanted.changed() => match changed {
+                    Ok(()) => {}
+                    Err(_) => break Err(IngestError::Membership),
+                },
+            }
+        };
+        let stopped = crew.stop(drain && result.is_ok()).await;
+        result.and(stopped)
+    }
+
+    /// The pipeline of a partition; none for control state.
+    fn pipeline(&self, partition: &Partition) -> Option<Arc<Pipeline>> {
+        let table = table_of(&self.lake, partition)?;
+        let mut pipelines = self.pipelines.lock().unwrap_or_else(PoisonError::into_inner);
+        let pipeline = pipelines.entry(partition.clone()).or_insert_with(|| {
+            Arc::new(Pipeline::new(
+                Arc::clone(&self.journal),
+                table,
+                Arc::clone(&self.stored),
+                partition.clone(),
+                &self.settings,
+            ))
+        });
+        Some(Arc::clone(pipeline))
     }
 }
 
@@ -191,6 +199,7 @@ fn table_of(lake: &Lake, partition: &Partition) -> Option<Arc<Table>> {
     }
 }
 
+/// The name under which a partition's position is kept.
 fn app_id_of(settings: &Settings, partition: &Partition) -> String {
     app_id(&settings.cluster, partition.topic.name(), settings.epoch, &partition.name)
 }

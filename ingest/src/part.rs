@@ -97,18 +97,23 @@ fn append(
         journaled_at: entry.journaled_at,
         stored_at: Some(source.stored_at),
     };
-    match entry.kind {
-        EntryKind::Event => return event(rows, entry, &arrival, novelty, counts),
-        EntryKind::Checkpoint => {
-            counts.undecodable += u64::from(!rows.checkpoint(&entry.value, &arrival));
+    let read = match (source.topic, entry.kind) {
+        (Topic::Events, EntryKind::Event) => return event(rows, entry, &arrival, novelty, counts),
+        (Topic::Events, EntryKind::Checkpoint) => rows.checkpoint(&entry.value, &arrival),
+        (Topic::Events, EntryKind::Chunk | EntryKind::Control) => {
+            rows.undecodable(&entry.value, "it does not belong among events", &arrival);
+            false
         }
-        EntryKind::Chunk => {
-            let read = rows.chunk(&entry.header, &entry.value, &arrival);
-            counts.undecodable += u64::from(!read);
+        (Topic::Bodies | Topic::Control, EntryKind::Chunk) => {
+            rows.chunk(&entry.header, &entry.value, &arrival)
         }
-        // The journal hands control entries to readers of control partitions only.
-        EntryKind::Control => {}
-    }
+        // Without a chunk's header it is stored whole, and said to be unreadable.
+        (
+            Topic::Bodies | Topic::Control,
+            EntryKind::Event | EntryKind::Checkpoint | EntryKind::Control,
+        ) => rows.chunk(&[], &entry.value, &arrival),
+    };
+    counts.undecodable += u64::from(!read);
     None
 }
 

@@ -3,28 +3,37 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::sync_channel;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use custody_journal::{Journal, Partition, Read, ReadError, Topic};
-use custody_lake::Table;
+use custody_lake::last::LastEntry;
+use custody_lake::{LakeError, Table};
 use tokio::runtime::Handle;
-use tokio_util::sync::CancellationToken;
 
-use crate::known::Known;
+use crate::error::Severity;
+use crate::known::{Known, Stored};
 use crate::reading::Reading;
-use crate::status::{PartitionStatus, Shared};
+use crate::status::Shared;
+use crate::stop::Stop;
 use crate::storing::Storing;
-use crate::{IngestError, Settings};
+use crate::{IngestError, Settings, app_id_of};
 
 /// How many chunks of rows may wait between reading and storing.
 const CHUNKS: usize = 4;
 /// The pause before a fenced partition is looked at again.
 const FENCED_PAUSE: Duration = Duration::from_millis(500);
+/// The pause after an error that may be over the next time.
+const PASSING_PAUSE: Duration = Duration::from_secs(1);
+/// The pause before a partition is looked at again that somebody has to mend.
+const REFUSED_PAUSE: Duration = Duration::from_secs(30);
+/// How long the journal may take to show an entry that it holds.
+const COMPARE_WITHIN: Duration = Duration::from_secs(5);
 
 /// One partition.
 pub(crate) struct Pipeline {
     pub(crate) journal: Arc<dyn Journal>,
     pub(crate) table: Arc<Table>,
+    pub(crate) stored: Arc<Stored>,
     pub(crate) partition: Partition,
     pub(crate) app_id: String,
     pub(crate) settings: Settings,
@@ -32,12 +41,12 @@ pub(crate) struct Pipeline {
 }
 
 /// Where a partition goes on, and what is known of it.
-pub(crate) struct Assignment {
+struct Assignment {
     /// The table's position.
-    pub(crate) start: Option<u64>,
-    pub(crate) reader: Box<dyn Read>,
+    start: Option<u64>,
+    reader: Box<dyn Read>,
     /// `None` for bodies, which have no identity of their own.
-    pub(crate) known: Option<Known>,
+    known: Option<Known>,
 }
 
 /// What the storing thread tells the reading one.
@@ -61,60 +70,142 @@ impl Pipeline {
     pub(crate) fn new(
         journal: Arc<dyn Journal>,
         table: Arc<Table>,
+        stored: Arc<Stored>,
         partition: Partition,
-        app_id: String,
         settings: &Settings,
     ) -> Self {
-        let status = Shared::new(&app_id);
-        Self { journal, table, partition, app_id, settings: settings.clone(), status }
+        let app_id = app_id_of(settings, &partition);
+        let status = Shared::new(&app_id, &partition);
+        Self { journal, table, stored, partition, app_id, settings: settings.clone(), status }
     }
 
-    pub(crate) fn status(&self) -> PartitionStatus {
-        self.status.get()
+    /// Works until `stop`, or until an error that neither waiting nor mending the partition alone
+    /// can help.
+    pub(crate) async fn run(self: Arc<Self>, stop: Stop) -> Result<(), IngestError> {
+        self.status.change(|s| s.assigned = true);
+        let result = self.work_on(&stop).await;
+        self.status.change(|s| s.assigned = false);
+        result
+    }
+
+    async fn work_on(self: &Arc<Self>, stop: &Stop) -> Result<(), IngestError> {
+        loop {
+            let pause = match self.work_once(stop).await {
+                Ok(Ended::Stopped) => return Ok(()),
+                Ok(Ended::Fenced) if stop.is_leaving() => return Ok(()),
+                Ok(Ended::Fenced) => FENCED_PAUSE,
+                Err(error) if stop.is_requested() => return Err(error),
+                Err(error) => match error.severity() {
+                    Severity::Fatal => return Err(error),
+                    Severity::Passing => self.put_off(&error, PASSING_PAUSE),
+                    Severity::Partition => self.put_off(&error, REFUSED_PAUSE),
+                },
+            };
+            stop.pause(pause).await;
+        }
+    }
+
+    fn put_off(&self, error: &IngestError, pause: Duration) -> Duration {
+        tracing::error!(partition = self.app_id, %error, "the partition waits");
+        self.status.storing(Some(error.to_string()));
+        pause
+    }
+
+    async fn work_once(self: &Arc<Self>, stop: &Stop) -> Result<Ended, IngestError> {
+        let assignment = tokio::select! {
+            biased;
+            assignment = self.assign() => assignment?,
+            () = stop.patience() => {
+                let app_id = self.app_id.clone();
+                return Err(IngestError::Unfinished { app_id, what: "the lake's position" });
+            }
+        };
+        Arc::clone(self).work(assignment, stop.clone()).await
     }
 
     /// Looks up where the table stands and opens the journal there.
-    pub(crate) async fn assign(&self) -> Result<Assignment, IngestError> {
-        let start = self.table.snapshot().await?.txn(&self.app_id).await;
-        let start = start.map_err(custody_lake::LakeError::from)?;
-        let reader = self.open(start)?;
+    async fn assign(self: &Arc<Self>) -> Result<Assignment, IngestError> {
+        let snapshot = self.table.snapshot().await?;
+        let start = snapshot.txn(&self.app_id).await.map_err(LakeError::from)?;
+        let last = match start {
+            Some(_) => snapshot.last_entry(&self.app_id).await?,
+            None => None,
+        };
+        let pipeline = Arc::clone(self);
+        let opened = tokio::task::spawn_blocking(move || pipeline.open(start, last)).await;
+        let reader = opened.map_err(|e| IngestError::Thread(e.to_string()))??;
         let known = match self.partition.topic {
-            Topic::Events => Some(Known::load(Arc::clone(&self.table), self.app_id.clone()).await?),
+            Topic::Events => Some(Known::load(&self.stored).await?),
             Topic::Bodies | Topic::Control => None,
         };
-        self.status.change(|s| {
-            s.stored_to = start.unwrap_or(0);
-            s.read_to = start.unwrap_or(0);
-        });
+        self.status.assigned_at(start.unwrap_or(0));
         Ok(Assignment { start, reader, known })
     }
 
-    fn open(&self, start: Option<u64>) -> Result<Box<dyn Read>, IngestError> {
-        let app_id = || self.app_id.clone();
-        let beyond = |stored, end| IngestError::Beyond { app_id: app_id(), stored, end };
-        let wrong = |source| {
-            if let ReadError::Beyond { wanted, end } = source {
-                return beyond(wanted, end);
-            }
-            IngestError::Journal { app_id: app_id(), source }
-        };
+    /// A reader that goes on from `start`, if the journal is the one that filled the table.
+    fn open(
+        &self,
+        start: Option<u64>,
+        last: Option<LastEntry>,
+    ) -> Result<Box<dyn Read>, IngestError> {
         let stored = start.unwrap_or(0);
-        let reader = self.journal.reader(&self.partition, stored).map_err(wrong)?;
-        let end = reader.end().map_err(wrong)?;
-        if stored > end { Err(beyond(stored, end)) } else { Ok(reader) }
+        let mut reader =
+            self.journal.reader(&self.partition, stored).map_err(|e| self.unreadable(e))?;
+        let end = reader.end().map_err(|e| self.unreadable(e))?;
+        if stored > end {
+            return Err(self.unreadable(ReadError::Beyond { wanted: stored, end }));
+        }
+        if let Some(last) = last {
+            self.compare(reader.as_mut(), &last)?;
+            reader.seek(stored).map_err(|e| self.unreadable(e))?;
+        }
+        Ok(reader)
     }
 
-    /// Works until `stop`, or until an error that waiting cannot mend.
-    pub(crate) async fn run(self: Arc<Self>, stop: CancellationToken) -> Result<(), IngestError> {
-        loop {
-            let assignment = self.assign().await?;
-            match Arc::clone(&self).work(assignment, stop.clone()).await? {
-                Ended::Stopped => return Ok(()),
-                Ended::Fenced => {
-                    tracing::warn!(partition = self.app_id, "somebody else stored this partition");
-                    stop.run_until_cancelled(tokio::time::sleep(FENCED_PAUSE)).await;
-                }
+    /// Whether the journal holds the newest entry that the table holds. An entry that the journal
+    /// has deleted cannot be compared.
+    fn compare(&self, reader: &mut dyn Read, last: &LastEntry) -> Result<(), IngestError> {
+        match reader.seek(last.offset) {
+            Ok(()) => {}
+            Err(ReadError::Gone { .. }) => return Ok(()),
+            Err(error) => return Err(self.unreadable(error)),
+        }
+        let deadline = Instant::now() + COMPARE_WITHIN;
+        while Instant::now() < deadline {
+            let found = match reader.read(1, usize::MAX, COMPARE_WITHIN) {
+                Ok(found) => found,
+                Err(ReadError::Gone { .. }) => return Ok(()),
+                Err(error) => return Err(self.unreadable(error)),
+            };
+            if let Some(entry) = found.first() {
+                let same = entry.offset == last.offset && entry.value == last.bytes;
+                return if same { Ok(()) } else { Err(self.replaced(last.offset)) };
             }
+        }
+        let app_id = self.app_id.clone();
+        Err(IngestError::Unfinished { app_id, what: "the journal's newest stored entry" })
+    }
+
+    fn replaced(&self, offset: u64) -> IngestError {
+        let (app_id, remedy) = (self.app_id.clone(), self.settings.remedy());
+        IngestError::Replaced { app_id, offset, remedy }
+    }
+
+    /// What an error of the journal means for this partition.
+    pub(crate) fn unreadable(&self, source: ReadError) -> IngestError {
+        let (app_id, remedy) = (self.app_id.clone(), self.settings.remedy());
+        match source {
+            ReadError::Beyond { wanted, end } => {
+                IngestError::Beyond { app_id, stored: wanted, end, remedy }
+            }
+            ReadError::Gone { wanted, first } => {
+                let missing = first.saturating_sub(wanted);
+                IngestError::Gone { app_id, stored: wanted, first, missing, remedy }
+            }
+            ReadError::Corrupt { .. }
+            | ReadError::Newer { .. }
+            | ReadError::NoPartition(_)
+            | ReadError::Io { .. } => IngestError::Journal { app_id, source },
         }
     }
 
@@ -122,7 +213,7 @@ impl Pipeline {
     async fn work(
         self: Arc<Self>,
         assignment: Assignment,
-        stop: CancellationToken,
+        stop: Stop,
     ) -> Result<Ended, IngestError> {
         let (done, ended) = tokio::sync::oneshot::channel();
         let runtime = Handle::current();
@@ -141,7 +232,7 @@ impl Pipeline {
     fn threads(
         &self,
         assignment: Assignment,
-        stop: &CancellationToken,
+        stop: &Stop,
         runtime: &Handle,
     ) -> Result<Ended, IngestError> {
         let (send, receive) = sync_channel(CHUNKS);

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use arrow::array::RecordBatch;
 use custody_journal::{Entry, Read, ReadError};
 use custody_schemas::id::{Micros, Uint};
-use tokio_util::sync::CancellationToken;
 
 use crate::IngestError;
 use crate::known::{Known, Novelty};
 use crate::part::{Identity, Part, Source, build, build_all};
 use crate::pipeline::{Pipeline, Progress};
 use crate::status::Counts;
+use crate::stop::Stop;
 use crate::streams::Streams;
 
 /// Entries of one read at most.
@@ -30,8 +30,10 @@ const GATHER_BYTES: usize = 8 * 1024 * 1024;
 const GATHER_AGE: Duration = Duration::from_millis(500);
 /// The pause after a read that may succeed later.
 const READ_PAUSE: Duration = Duration::from_millis(500);
+/// How often the journal is asked where it ends.
+const END_EVERY: Duration = Duration::from_secs(1);
 /// How long a stop waits for what is durable to be read.
-const STOP_WITHIN: Duration = Duration::from_secs(20);
+const DRAIN_WITHIN: Duration = Duration::from_secs(20);
 
 /// Rows on their way to a file.
 #[derive(Debug)]
@@ -50,15 +52,17 @@ pub(crate) struct Reading<'a> {
     reader: Box<dyn Read>,
     known: Option<Known>,
     send: SyncSender<Chunk>,
-    stop: &'a CancellationToken,
+    stop: &'a Stop,
     progress: &'a Progress,
     gathered: Vec<Entry>,
     bytes: usize,
     since: Option<Instant>,
+    asked_at: Option<Instant>,
+    troubled: bool,
 }
 
 /// How far a stop still reads.
-struct Stop {
+struct Drain {
     target: u64,
     deadline: Instant,
 }
@@ -69,27 +73,42 @@ impl<'a> Reading<'a> {
         reader: Box<dyn Read>,
         known: Option<Known>,
         send: SyncSender<Chunk>,
-        stop: &'a CancellationToken,
+        stop: &'a Stop,
         progress: &'a Progress,
     ) -> Self {
-        let (gathered, bytes, since) = (Vec::new(), 0, None);
-        Self { pipeline, reader, known, send, stop, progress, gathered, bytes, since }
+        Self {
+            pipeline,
+            reader,
+            known,
+            send,
+            stop,
+            progress,
+            gathered: Vec::new(),
+            bytes: 0,
+            since: None,
+            asked_at: None,
+            troubled: false,
+        }
     }
 
-    /// Reads until everything that was durable at the stop is sent, or nobody takes it any more.
+    /// Reads until everything that was durable at the stop is sent, or what has been read when
+    /// the partition is left, or nobody takes it any more.
     pub(crate) fn run(mut self) -> Result<(), IngestError> {
-        let mut stop = None;
+        let mut drain = None;
         while !self.progress.over.load(Ordering::Acquire) {
-            if stop.is_none() && self.stop.is_cancelled() {
-                let target = self.reader.end().map_err(|e| self.wrong(e))?;
-                stop = Some(Stop { target, deadline: Instant::now() + STOP_WITHIN });
+            if drain.is_none() && self.stop.is_requested() {
+                let target = self.target()?;
+                drain = Some(Drain { target, deadline: Instant::now() + DRAIN_WITHIN });
             }
-            if let Some(Stop { target, deadline }) = &stop
-                && (self.reader.position() >= *target || Instant::now() >= *deadline)
+            if let Some(Drain { target, deadline }) = &drain
+                && (self.reader.position() >= *target
+                    || self.stop.is_leaving()
+                    || Instant::now() >= *deadline)
             {
                 self.send_rows()?;
                 return Ok(());
             }
+            self.look_ahead();
             let idle = !self.gather()?;
             if self.is_due(idle) && !self.send_rows()? {
                 return Ok(());
@@ -98,20 +117,42 @@ impl<'a> Reading<'a> {
         Ok(())
     }
 
+    /// Where a stop ends.
+    fn target(&self) -> Result<u64, IngestError> {
+        if self.stop.is_leaving() {
+            return Ok(self.reader.position());
+        }
+        self.reader.end().map_err(|e| self.pipeline.unreadable(e))
+    }
+
+    /// Asks now and then where the journal ends, for the status alone.
+    fn look_ahead(&mut self) {
+        if self.asked_at.is_some_and(|asked| asked.elapsed() < END_EVERY) {
+            return;
+        }
+        self.asked_at = Some(Instant::now());
+        if let Ok(end) = self.reader.end() {
+            self.pipeline.status.change(|s| s.end = Some(end));
+        }
+    }
+
     /// Reads the next entries; false when there are none, also after a pause when reading may
     /// succeed later.
     fn gather(&mut self) -> Result<bool, IngestError> {
         let entries = match self.reader.read(READ_ENTRIES, READ_BYTES, READ_WAIT) {
             Ok(entries) => entries,
-            Err(ReadError::Io { path, source }) => {
-                let problem = format!("{}: {source}", path.display());
-                tracing::warn!(partition = self.pipeline.app_id, problem, "cannot read");
-                self.pipeline.status.change(|s| s.problem = Some(problem));
+            Err(error @ ReadError::Io { .. }) => {
+                tracing::warn!(partition = self.pipeline.app_id, %error, "cannot read");
+                self.pipeline.status.reading(Some(error.to_string()));
+                self.troubled = true;
                 std::thread::sleep(READ_PAUSE);
                 return Ok(false);
             }
-            Err(error) => return Err(self.wrong(error)),
+            Err(error) => return Err(self.pipeline.unreadable(error)),
         };
+        if std::mem::take(&mut self.troubled) {
+            self.pipeline.status.reading(None);
+        }
         if entries.is_empty() {
             return Ok(false);
         }
@@ -119,10 +160,6 @@ impl<'a> Reading<'a> {
         self.bytes += entries.iter().map(|entry| entry.value.len()).sum::<usize>();
         self.gathered.extend(entries);
         Ok(true)
-    }
-
-    fn wrong(&self, source: ReadError) -> IngestError {
-        IngestError::Journal { app_id: self.pipeline.app_id.clone(), source }
     }
 
     fn is_due(&self, idle: bool) -> bool {
@@ -151,7 +188,8 @@ impl<'a> Reading<'a> {
             if self.send.send(chunk).is_err() {
                 return Ok(false);
             }
-            self.pipeline.status.change(|s| s.read_to = end);
+            let at = |entry: Option<&Entry>| entry.map(|entry| entry.journaled_at);
+            self.pipeline.status.read(end, at(run.first()), at(run.last()));
         }
         Ok(true)
     }

@@ -3,30 +3,28 @@
 use std::future::Future;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use custody_lake::files::{Encoded, FileSet};
 use custody_lake::{CommitError, LakeError, Outcome, TxnStep, tags};
 use tokio::runtime::Handle;
-use tokio_util::sync::CancellationToken;
 
 use crate::IngestError;
 use crate::pipeline::{Ended, Pipeline, Progress};
 use crate::reading::Chunk;
 use crate::status::Counts;
+use crate::stop::Stop;
 use crate::streams::Streams;
 
 /// How often a thread that waits for rows looks at the clock.
 const TICK: Duration = Duration::from_secs(1);
 /// The pause before a batch is offered again.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
-/// How long after a stop a batch is still offered.
-const STOP_WITHIN: Duration = Duration::from_secs(10);
 
 /// The storing side of one assignment.
 pub(crate) struct Storing<'a> {
     pipeline: &'a Pipeline,
-    stop: &'a CancellationToken,
+    stop: &'a Stop,
     runtime: &'a Handle,
     progress: &'a Progress,
     /// The table's position before the batch.
@@ -58,7 +56,7 @@ impl<'a> Storing<'a> {
     pub(crate) fn new(
         pipeline: &'a Pipeline,
         start: Option<u64>,
-        stop: &'a CancellationToken,
+        stop: &'a Stop,
         runtime: &'a Handle,
         progress: &'a Progress,
     ) -> Self {
@@ -114,35 +112,32 @@ impl<'a> Storing<'a> {
         let tags = tags::write(&pipeline.app_id, self.batch.streams.iter());
         let name = format!("{}-{}", pipeline.partition.name, self.start.unwrap_or(0));
         let encoded = self.batch.files.finish(&name, &tags)?;
-        let files = self.persist("store", || pipeline.table.store(&encoded))?;
+        let begun = Instant::now();
+        let files = self.persist("the batch's files", || pipeline.table.store(&encoded))?;
         let steps = [TxnStep { app_id: pipeline.app_id.clone(), start: self.start, end }];
-        let outcome = self.persist("commit", || pipeline.table.commit(&files, &steps))?;
+        let outcome = self.persist("the commit", || pipeline.table.commit(&files, &steps))?;
         match outcome {
             Outcome::Committed { .. } | Outcome::AlreadyDone => {
-                self.landed(&encoded);
+                self.landed(&encoded, begun.elapsed());
                 Ok(Ended::Stopped)
             }
             Outcome::Fenced { app_id, found } => {
                 let start = self.start;
                 tracing::warn!(app_id, ?start, ?found, "fenced: the batch is dropped");
+                pipeline.status.change(|s| s.fenced += 1);
                 Ok(Ended::Fenced)
             }
         }
     }
 
-    fn landed(&mut self, encoded: &[Encoded]) {
+    fn landed(&mut self, encoded: &[Encoded], took: Duration) {
         let (pipeline, end) = (self.pipeline, self.batch.end);
         self.start = Some(end);
         self.progress.committed.store(end, Ordering::Release);
         let bytes: u64 = encoded.iter().map(|e| e.file.size).sum();
         let counts = std::mem::take(&mut self.batch.counts);
         tracing::debug!(partition = pipeline.app_id, end, bytes, rows = counts.rows, "committed");
-        pipeline.status.change(|s| {
-            s.stored_to = end;
-            s.counts.add(counts);
-            s.commits += 1;
-            s.committed_at = Some(SystemTime::now());
-        });
+        pipeline.status.committed(end, counts, took);
         self.batch.streams = Streams::default();
         self.batch.since = None;
         if let Err(error) = pipeline.journal.release(&pipeline.partition, end) {
@@ -151,31 +146,36 @@ impl<'a> Storing<'a> {
     }
 
     /// Does something with the store until it succeeds, is refused, or a stop has waited enough.
-    fn persist<T, E, F>(&self, what: &str, work: impl Fn() -> F) -> Result<T, IngestError>
+    fn persist<T, E, F>(&self, what: &'static str, work: impl Fn() -> F) -> Result<T, IngestError>
     where
         E: Transient + Into<IngestError> + std::fmt::Display,
         F: Future<Output = Result<T, E>>,
     {
-        let mut give_up = None;
-        loop {
-            let error = match self.runtime.block_on(work()) {
-                Ok(done) => {
-                    self.pipeline.status.change(|s| s.problem = None);
-                    return Ok(done);
+        let (pipeline, app_id) = (self.pipeline, &self.pipeline.app_id);
+        let trying = async {
+            loop {
+                let error = match work().await {
+                    Ok(done) => return Ok(done),
+                    Err(error) if error.is_transient() => error,
+                    Err(error) => return Err(error.into()),
+                };
+                tracing::warn!(app_id, %error, "{what} cannot be stored yet; the journal keeps it");
+                pipeline.status.change(|s| s.retries += 1);
+                pipeline.status.storing(Some(error.to_string()));
+                tokio::time::sleep(RETRY_PAUSE).await;
+            }
+        };
+        let done = self.runtime.block_on(async {
+            tokio::select! {
+                biased;
+                done = trying => done,
+                () = self.stop.patience() => {
+                    Err(IngestError::Unfinished { app_id: app_id.clone(), what })
                 }
-                Err(error) => error,
-            };
-            if self.stop.is_cancelled() {
-                give_up.get_or_insert_with(|| Instant::now() + STOP_WITHIN);
             }
-            if !error.is_transient() || give_up.is_some_and(|at| Instant::now() >= at) {
-                return Err(error.into());
-            }
-            let partition = &self.pipeline.app_id;
-            tracing::warn!(partition, %error, "cannot {what} yet; the journal keeps everything");
-            self.pipeline.status.change(|s| s.problem = Some(error.to_string()));
-            self.runtime.block_on(async { tokio::time::sleep(RETRY_PAUSE).await });
-        }
+        })?;
+        pipeline.status.storing(None);
+        Ok(done)
     }
 }
 

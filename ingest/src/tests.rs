@@ -23,7 +23,7 @@ use rand::{Rng, SeedableRng};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Counts, Ingest, IngestError, Settings};
+use crate::{Assigned, Counts, Ingest, IngestError, Settings};
 
 const STREAM: &str = "edge-1/0190c8a0-7b1e-7000-8000-000000000001";
 const DAY_US: u64 = 86_400_000_000;
@@ -58,13 +58,13 @@ impl Site {
 
     /// An ingest of its own over `lake`, as another process would have it.
     fn ingest(&self, lake: &Lake) -> Ingest {
-        Ingest::new(&self.journal(), lake.clone(), &settings()).unwrap()
+        Ingest::new(self.journal(), lake.clone(), settings())
     }
 
     /// Stores everything that is durable now and returns what was counted for events.
     async fn store_all(&self) -> Counts {
         let ingest = self.ingest(&self.lake().await);
-        ingest.run(stopped()).await.unwrap();
+        ingest.run(Assigned::All, stopped()).await.unwrap();
         ingest.status()[0].counts
     }
 }
@@ -151,13 +151,13 @@ async fn every_entry_becomes_a_row_and_a_stop_commits_at_once() {
     let no_message = entry(EntryKind::Checkpoint, &b"?"[..]);
     site.put(&[chunk, event(0), unreadable, event(1), no_message]);
     let ingest = site.ingest(&site.lake().await);
-    ingest.run(stopped()).await.unwrap();
+    ingest.run(Assigned::All, stopped()).await.unwrap();
     let lake = site.lake().await;
     let told = entries(lake.events()).await;
     assert_eq!(told, ["event", "undecodable", "event", "undecodable"]);
     assert_eq!(offsets(lake.bodies()).await, once(0..1));
     let status = &ingest.status()[0];
-    assert_eq!((status.stored_to, status.commits), (5, 1));
+    assert_eq!((status.stored_to, status.commits.count), (5, 1));
     assert_eq!(status.counts, Counts { rows: 4, undecodable: 2, ..Counts::default() });
     let app_id = custody_lake::file_app_id("custody.events", "edge-1");
     let snapshot = lake.events().snapshot().await.unwrap();
@@ -238,8 +238,8 @@ async fn a_lake_that_is_ahead_of_the_journal_is_refused_with_what_to_do() {
     let mut younger = FileAppend::open(other.path(), "edge-1", 4 << 20).unwrap();
     younger.append(&[event(0)]).unwrap();
     let journal: Arc<dyn Journal> = younger.journal();
-    let ingest = Ingest::new(&journal, site.lake().await, &settings()).unwrap();
-    let error = ingest.run(stopped()).await.unwrap_err();
+    let ingest = Ingest::new(journal, site.lake().await, settings());
+    let error = ingest.run(Assigned::All, stopped()).await.unwrap_err();
     assert!(matches!(error, IngestError::Beyond { stored: 2, end: 1, .. }), "{error}");
     assert!(error.to_string().contains("Give the writer a new name"), "{error}");
 }
@@ -253,9 +253,9 @@ async fn a_batch_that_is_large_enough_does_not_wait_for_the_clock() {
     let lake = site.lake().await;
     let forever = Duration::from_secs(3600);
     let settings = Settings { flush_bytes: 1000, flush_after: forever, ..settings() };
-    let ingest = Ingest::new(&site.journal(), lake.clone(), &settings).unwrap();
-    ingest.run(stopped()).await.unwrap();
-    assert!(ingest.status()[0].commits >= 4, "{:?}", ingest.status());
+    let ingest = Ingest::new(site.journal(), lake.clone(), settings);
+    ingest.run(Assigned::All, stopped()).await.unwrap();
+    assert!(ingest.status()[0].commits.count >= 4, "{:?}", ingest.status());
     assert_eq!(offsets(lake.events()).await, once(0..36_000));
 }
 
@@ -272,7 +272,7 @@ async fn a_lake_that_is_taken_over_stops_ingest_even_when_nothing_arrives_any_mo
     let store = FaultyStore::on(Arc::new(DurableFileSystem::new()), ".parquet");
     store.push([Fault::First(Box::pin(async move { std::fs::write(second, newer).unwrap() }))]);
     let ingest = site.ingest(&site.lake_over(store).await);
-    let error = ingest.run(CancellationToken::new()).await.unwrap_err();
+    let error = ingest.run(Assigned::All, CancellationToken::new()).await.unwrap_err();
     assert!(error.to_string().contains("upgrade custody"), "{error}");
 }
 
@@ -313,7 +313,7 @@ async fn an_owner_that_falls_silent_at_any_step_and_wakes_up_later_stores_nothin
         let silent = site.ingest(&site.lake_over(store).await);
         let shutdown = CancellationToken::new();
         let token = shutdown.clone();
-        let running = tokio::spawn(async move { silent.run(token).await });
+        let running = tokio::spawn(async move { silent.run(Assigned::All, token).await });
         reached.notified().await;
 
         // The second owner comes, takes over and goes further.
@@ -353,7 +353,7 @@ async fn two_owners_of_one_partition_with_a_bad_store_store_every_entry_once() {
             let lake = site.lake_over(store.clone()).await;
             store.push(faults(&mut random));
             let (ingest, token) = (site.ingest(&lake), shutdown.clone());
-            owners.push(tokio::spawn(async move { ingest.run(token).await }));
+            owners.push(tokio::spawn(async move { ingest.run(Assigned::All, token).await }));
         }
         let mut next = 0;
         while next < 300 {
@@ -386,7 +386,8 @@ async fn an_owner_killed_between_any_two_steps_loses_nothing() {
         });
         let store = halt.store(forever);
         let killed = site.ingest(&site.lake_over(store).await);
-        let dying = tokio::spawn(async move { killed.run(CancellationToken::new()).await });
+        let dying =
+            tokio::spawn(async move { killed.run(Assigned::All, CancellationToken::new()).await });
         reached.notified().await;
         dying.abort();
         assert!(dying.await.unwrap_err().is_cancelled());

@@ -23,6 +23,12 @@ pub struct ReadBackError {
     source: ParquetError,
 }
 
+impl ReadBackError {
+    pub(crate) fn new(path: &object_store::path::Path, source: ParquetError) -> Self {
+        Self { path: path.to_string(), source }
+    }
+}
+
 /// The hash of each record that a file holds as an event.
 pub type Identities = HashMap<(StreamId, u64), Hash>;
 
@@ -32,7 +38,7 @@ impl Snapshot {
     /// # Errors
     /// When the file cannot be read.
     pub async fn identities(&self, file: &DataFile) -> Result<Identities, ReadBackError> {
-        let wrong = |source| ReadBackError { path: file.path.to_string(), source };
+        let wrong = |source| ReadBackError::new(&file.path, source);
         let bytes = async { self.store().get(&file.path).await?.bytes().await }.await;
         let bytes = bytes.map_err(|e| wrong(ParquetError::External(Box::new(e))))?;
         let read = tokio::task::spawn_blocking(move || read(bytes)).await;
@@ -47,7 +53,7 @@ impl Snapshot {
     /// # Errors
     /// When the file cannot be read.
     pub async fn read(&self, file: &DataFile) -> Result<Vec<RecordBatch>, ReadBackError> {
-        let wrong = |source| ReadBackError { path: file.path.to_string(), source };
+        let wrong = |source| ReadBackError::new(&file.path, source);
         let bytes = async { self.store().get(&file.path).await?.bytes().await }.await;
         let bytes = bytes.map_err(|e| wrong(ParquetError::External(Box::new(e))))?;
         let rows = ParquetRecordBatchReaderBuilder::try_new(bytes).and_then(|b| b.build());

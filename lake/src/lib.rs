@@ -18,6 +18,7 @@ pub mod commit;
 pub mod faults;
 pub mod files;
 pub mod identities;
+pub mod last;
 pub mod maintain;
 mod place;
 mod probe;

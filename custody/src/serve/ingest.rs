@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use custody_ingest::{Ingest, Settings};
+use custody_ingest::{Assigned, Ingest, Settings};
 use custody_journal::Journal;
 use custody_lake::Lake;
 
@@ -12,8 +12,8 @@ use crate::config::Config;
 
 /// Carries `journal` into `lake`.
 pub fn carry(config: &Config, journal: &Arc<dyn Journal>, lake: Lake) -> anyhow::Result<Part> {
-    let ingest = Ingest::new(journal, lake, &settings(config)?)?;
-    Ok(Part::start("ingest", |stop| async move { Ok(ingest.run(stop).await?) }))
+    let ingest = Ingest::new(Arc::clone(journal), lake, settings(config)?);
+    Ok(Part::start("ingest", |stop| async move { Ok(ingest.run(Assigned::All, stop).await?) }))
 }
 
 fn settings(config: &Config) -> anyhow::Result<Settings> {
