@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2154
 # Apache Kafka in KRaft mode, one or three brokers that are controllers too. Sourced by
 # compose/local; works on `dir`.
 #
@@ -31,7 +32,7 @@ kafka_start() {
     await "$dir/broker-$n" 90 "Kafka broker $n" grep -q 'Kafka Server started' "$dir/broker-$n/log"
   done
   if [[ -n $parent ]]; then
-    follow "$parent" "$temporary" $(for ((n = 1; n <= brokers; n++)); do echo "$dir/broker-$n"; done)
+    follow "$parent" "$temporary" "$dir"/broker-*
   fi
   kafka_print
 }
@@ -45,7 +46,7 @@ kafka_settings() {
 
 kafka_print() {
   local n list=()
-  for ((n = 1; n <= brokers; n++)); do list+=("127.0.0.1:$((client_port_$n))"); done
+  for ((n = 1; n <= brokers; n++)); do list+=("127.0.0.1:$(kafka_value "client_port_$n")"); done
   printf 'bootstrap=%s\n' "$(IFS=, && echo "${list[*]}")"
   [[ $sasl == yes ]] || return 0
   printf 'ca=%s\nusername=custody\npassword=%s\n' "$dir/tls/ca.pem" "$password"
@@ -84,7 +85,7 @@ kafka_java() { java -Xshare:auto -XX:+UseSerialGC -cp "$cache/kafka/libs/*" "$@"
 kafka_format() {
   local options=(--config "$dir/broker-$1/server.properties" -t "$cluster_id") voters=() n
   for ((n = 1; n <= brokers; n++)); do
-    voters+=("$n@127.0.0.1:$((controller_port_$n)):$(kafka_value "directory_$n")")
+    voters+=("$n@127.0.0.1:$(kafka_value "controller_port_$n"):$(kafka_value "directory_$n")")
   done
   options+=(--initial-controllers "$(IFS=, && echo "${voters[*]}")")
   [[ $sasl == no ]] || options+=(
@@ -107,17 +108,17 @@ kafka_launch() {
 
 kafka_properties() {
   local n=$1 controllers=() i replicas=$brokers listener=PLAINTEXT
-  for ((i = 1; i <= brokers; i++)); do controllers+=("127.0.0.1:$((controller_port_$i))"); done
+  for ((i = 1; i <= brokers; i++)); do controllers+=("127.0.0.1:$(kafka_value "controller_port_$i")"); done
   if [[ $sasl == yes ]]; then listener=SASL_SSL; fi
-  local listeners="$listener://127.0.0.1:$((client_port_$n))"
-  if [[ $sasl == yes ]]; then listeners+=",MTLS://127.0.0.1:$((mtls_port_$n))"; fi
+  local listeners="$listener://127.0.0.1:$(kafka_value "client_port_$n")"
+  if [[ $sasl == yes ]]; then listeners+=",MTLS://127.0.0.1:$(kafka_value "mtls_port_$n")"; fi
   cat <<PROPERTIES
 process.roles=broker,controller
 node.id=$n
 controller.quorum.bootstrap.servers=$(IFS=, && echo "${controllers[*]}")
 controller.listener.names=CONTROLLER
-listeners=$listeners,CONTROLLER://127.0.0.1:$((controller_port_$n))
-advertised.listeners=$listeners,CONTROLLER://127.0.0.1:$((controller_port_$n))
+listeners=$listeners,CONTROLLER://127.0.0.1:$(kafka_value "controller_port_$n")
+advertised.listeners=$listeners,CONTROLLER://127.0.0.1:$(kafka_value "controller_port_$n")
 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL_SSL:SASL_SSL,MTLS:SSL
 inter.broker.listener.name=$listener
 log.dirs=$dir/broker-$n/data

@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2154
 # MinIO as the object store. Sourced by compose/local; works on `dir`.
 #
 #   DIR/minio.env   port, credentials, bucket    DIR/minio/  log, pid    DIR/objects/  the data

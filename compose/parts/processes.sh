@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2154
 # Processes of a folder: started in a session of their own, found again by their pid files, ended
 # for certain; and ports that nobody else has. Sourced by compose/local.
 
