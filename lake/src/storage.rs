@@ -3,6 +3,12 @@
 //! Values may be secrets: nothing prints them.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use object_store::ObjectStore;
+
+use crate::place::Place;
+use crate::tables::LakeError;
 
 /// Options by name, for example `region`, `endpoint`, `access_key_id`; those of the `object_store`
 /// crate, and `profile` and `ca_file` beside them.
@@ -22,6 +28,15 @@ impl std::fmt::Debug for Storage {
 }
 
 impl Storage {
+    /// The store behind the lake at `url`; its paths are those of the whole file system or bucket.
+    /// Nothing is asked of it yet.
+    ///
+    /// # Errors
+    /// [`LakeError`] when address or options are not understood.
+    pub fn connect(&self, url: &str) -> Result<Arc<dyn ObjectStore>, LakeError> {
+        Place::parse(url)?.connect(self)
+    }
+
     /// The first option's name.
     pub(crate) fn first(&self) -> Option<&str> {
         self.0.keys().next().map(String::as_str)

@@ -67,6 +67,10 @@ fn read(text: &str) -> Option<(About, String)> {
     if has(&["operation timed out", "no answer within", "TimedOut", "Kind: Timeout"]) {
         return told(About::Silence, "it does not answer in time");
     }
+    // Of causes below this one the log's reader keeps no trace.
+    if has(&["error sending request", "connection closed before", "Connection reset"]) {
+        return told(About::Silence, "it does not answer");
+    }
     None
 }
 
