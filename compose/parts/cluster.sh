@@ -168,12 +168,15 @@ cluster_launch() {
     return
   fi
   local settings=(
-    "CUSTODY__DEPLOYMENT__WRITER=$name" "CUSTODY__DEPLOYMENT__DATA=$dir/$name/data"
-    "CUSTODY__${role^^}__LISTEN=$listen")
+    "CUSTODY__DEPLOYMENT__DATA=$dir/$name/data" "CUSTODY__${role^^}__LISTEN=$listen")
   [[ $role == proxy ]] || settings+=(
     "AWS_ACCESS_KEY_ID=$(told "$dir/minio.out" access_key)"
     "AWS_SECRET_ACCESS_KEY=$(told "$dir/minio.out" secret_key)")
-  [[ $role != ingest ]] || settings+=("CUSTODY__JOURNAL__INSTANCE=$name")
+  if [[ $role == ingest ]]; then
+    settings+=("CUSTODY__JOURNAL__INSTANCE=$name")
+  else
+    settings+=("CUSTODY__DEPLOYMENT__WRITER=$name")
+  fi
   launch "$dir/$name" env "${settings[@]}" "$custody" "$role" -c "$dir/custody.toml"
 }
 
