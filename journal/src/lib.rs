@@ -38,6 +38,8 @@ pub mod file;
 #[cfg(feature = "kafka")]
 pub mod kafka;
 pub mod keys;
+#[cfg(feature = "kafka")]
+pub mod ship;
 pub mod writer;
 
 pub use file::FileJournal;

@@ -103,7 +103,7 @@ impl Shelves {
     }
 
     /// The shelves of the spool in `dir`, which nobody writes as long as this exists.
-    fn resting(writer: &str, dir: &Path) -> Result<Self, SpoolError> {
+    pub(crate) fn resting(writer: &str, dir: &Path) -> Result<Self, SpoolError> {
         Ok(Self::load(writer, dir, Some(Lock::take(dir)?))?)
     }
 

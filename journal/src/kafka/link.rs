@@ -3,6 +3,8 @@
 //! The newest problem stays until something has been acknowledged again: a broker that cannot be
 //! reached is tried for ever, and only this tells why nothing moves.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use parking_lot::Mutex;
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
@@ -13,7 +15,11 @@ use super::settings::advice;
 
 /// The state of one client's connection.
 #[derive(Debug, Default)]
-pub(crate) struct Link(Mutex<Option<Problem>>);
+pub(crate) struct Link {
+    problem: Mutex<Option<Problem>>,
+    /// Whether the last that was heard is good.
+    up: AtomicBool,
+}
 
 #[derive(Clone, Debug)]
 struct Problem {
@@ -25,27 +31,48 @@ struct Problem {
 impl Link {
     /// Why nothing moves, as far as the client has said.
     pub(crate) fn problem(&self) -> Option<String> {
-        self.0.lock().as_ref().map(|problem| problem.text.clone())
+        self.problem.lock().as_ref().map(|problem| problem.text.clone())
     }
 
     /// The same, where trying again cannot help.
     pub(crate) fn refusal(&self) -> Option<String> {
-        self.0.lock().as_ref().filter(|problem| problem.lasting).map(|problem| problem.text.clone())
+        self.problem
+            .lock()
+            .as_ref()
+            .filter(|problem| problem.lasting)
+            .map(|problem| problem.text.clone())
     }
 
     /// Whether something is wrong.
     pub(crate) fn is_down(&self) -> bool {
-        self.0.lock().is_some()
+        self.problem.lock().is_some()
     }
 
-    /// Notes that a broker has answered.
+    /// Whether the last that was heard of a broker is good; not so before anything was.
+    pub(crate) fn is_up(&self) -> bool {
+        self.up.load(Ordering::Relaxed)
+    }
+
+    /// Notes that a broker has done what it was asked for.
     pub(crate) fn works(&self) {
-        *self.0.lock() = None;
+        if !self.is_up() {
+            let mut problem = self.problem.lock();
+            *problem = None;
+            self.up.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Notes what somebody else has found out about this connection.
     pub(crate) fn suffers(&self, text: String) {
-        *self.0.lock() = Some(Problem { text, lasting: false });
+        self.note(&mut self.problem.lock(), Problem { text, lasting: false });
+    }
+
+    fn note(&self, known: &mut Option<Problem>, problem: Problem) {
+        self.up.store(false, Ordering::Relaxed);
+        if known.as_ref().is_none_or(|known| known.text != problem.text) {
+            tracing::warn!(problem = problem.text, "kafka");
+        }
+        *known = Some(problem);
     }
 }
 
@@ -65,7 +92,7 @@ impl ClientContext for Link {
 
     fn error(&self, error: KafkaError, reason: &str) {
         let Some(code) = error.rdkafka_error_code() else { return };
-        let mut problem = self.0.lock();
+        let mut problem = self.problem.lock();
         // that all brokers are down follows from what was said of each of them
         if code == RDKafkaErrorCode::AllBrokersDown && problem.is_some() {
             return;
@@ -74,10 +101,7 @@ impl ClientContext for Link {
             Some(advice) => format!("{reason}: {advice}"),
             None => reason.to_owned(),
         };
-        if problem.as_ref().is_none_or(|known| known.text != text) {
-            tracing::warn!(problem = text, "kafka");
-        }
-        *problem = Some(Problem { text, lasting: is_lasting(&code) });
+        self.note(&mut problem, Problem { text, lasting: is_lasting(&code) });
     }
 }
 
@@ -112,7 +136,8 @@ mod tests {
         link.error(KafkaError::Global(RDKafkaErrorCode::AllBrokersDown), "1/1 brokers are down");
         let refusal = link.refusal().unwrap();
         assert!(refusal.starts_with("wrong password") && refusal.contains("[journal.sasl]"));
+        assert!(link.is_down() && !link.is_up());
         link.works();
-        assert!(!link.is_down() && link.problem().is_none());
+        assert!(link.is_up() && link.problem().is_none());
     }
 }

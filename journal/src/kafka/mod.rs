@@ -8,7 +8,7 @@ pub(crate) mod cluster;
 mod group;
 mod journal;
 mod layout;
-mod link;
+pub(crate) mod link;
 pub(crate) mod producer;
 pub(crate) mod reader;
 pub(crate) mod settings;
