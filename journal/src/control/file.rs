@@ -114,10 +114,7 @@ mod tests {
         let control = Control::open(dir.path()).unwrap();
         let long = Json::from("x".repeat(MAX_VALUE));
         assert!(matches!(control.put("k", Some(long)), Err(ControlError::Value { .. })));
-        assert!(matches!(
-            control.put("", Some(Json::from("x"))),
-            Err(ControlError::Value { .. })
-        ));
+        assert!(matches!(control.put("", Some(Json::from("x"))), Err(ControlError::Value { .. })));
         assert_eq!(control.state().entries("").count(), 0);
     }
 

@@ -18,9 +18,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{
-    BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol,
-};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
@@ -107,11 +105,8 @@ impl Group {
             problem: Mutex::new(None),
             stop: AtomicBool::new(false),
         });
-        let member = Member {
-            cluster,
-            membership: membership.clone(),
-            shared: Arc::clone(&shared),
-        };
+        let member =
+            Member { cluster, membership: membership.clone(), shared: Arc::clone(&shared) };
         let first = member.enter().map_err(|error| member.error(&error))?;
         let spawned = std::thread::Builder::new().name("group".to_owned());
         let spawned = spawned.spawn(move || member.run(first));
@@ -330,7 +325,9 @@ impl Member {
         let trouble = member.context().link.problem();
         let mut text = trouble.unwrap_or_else(|| explain(error));
         if fatal && self.membership.instance.is_some() {
-            text.push_str(". If another process has the same name in its `instance`, give it its own");
+            text.push_str(
+                ". If another process has the same name in its `instance`, give it its own",
+            );
         }
         let mut problem = self.shared.problem.lock();
         if problem.as_deref() != Some(&*text) {

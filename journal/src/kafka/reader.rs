@@ -6,7 +6,8 @@
 //!
 //! Nothing is skipped: a gap of offsets is passed only when the broker has answered, after it was
 //! asked where the partition ends, that there is nothing in between (what transactions leave
-//! behind). A message that cannot be read is an error, and the reader stays in front of it. Errors
+//! behind). A reader at the end makes sure every few seconds that its partition is still there and
+//! as long. A message that cannot be read is an error, and the reader stays in front of it. Errors
 //! of the connection are [`ReadError::Io`]: read again, the client connects anew by itself.
 
 use std::io::{self, ErrorKind};
@@ -26,6 +27,9 @@ use crate::{Entry, Partition, Read, ReadError};
 const SILENCE: Duration = Duration::from_secs(10);
 /// How long entries that should be there are waited for before a new consumer looks for them.
 const LATE: Duration = Duration::from_millis(400);
+
+/// How often a reader that is at the end makes sure that its partition is still the same.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// What may be set otherwise: a reader takes some megabytes ahead, so that it is never idle, and
 /// learns within a tenth of a second that there is no more.
@@ -61,6 +65,8 @@ pub(crate) struct KafkaReader {
     source: Option<Source>,
     /// Where the partition ended when nothing came up to there.
     missing: Option<u64>,
+    /// At which position it was last made sure that there is nothing, and when.
+    looked: Option<(u64, Instant)>,
 }
 
 /// A consumer, and what it has told.
@@ -112,6 +118,7 @@ impl KafkaReader {
             failed: None,
             source: None,
             missing: None,
+            looked: None,
         })
     }
 
@@ -132,7 +139,9 @@ impl KafkaReader {
         let source = self.source.insert(source);
         let (position, topic) = (self.position, self.partition.topic);
         let told = match source.consumer.poll(wait) {
-            None if source.at_end || source.heard_at.elapsed() < SILENCE => return Ok(Next::Nothing),
+            None if source.at_end || source.heard_at.elapsed() < SILENCE => {
+                return Ok(Next::Nothing);
+            }
             None => None,
             Some(Ok(message)) => {
                 let entry = wire::entry(topic, &message);
@@ -211,9 +220,13 @@ impl KafkaReader {
         failed(place, error, trouble)
     }
 
+    /// Why nothing came, which is not for want of entries.
     fn silent(&mut self) -> ReadError {
         let source = self.source.take();
         let trouble = source.and_then(|source| source.consumer.context().problem());
+        if let Err(error) = self.bounds().and_then(|bounds| within(self.position, bounds)) {
+            return error;
+        }
         let trouble = trouble.map_or_else(String::new, |trouble| format!("; {trouble}"));
         let text = format!("nothing came for {SILENCE:?}{trouble}");
         let place = self.cluster.place(self.partition.topic, Some(self.number));
@@ -222,7 +235,12 @@ impl KafkaReader {
 
     /// Takes entries until there are enough, or there is none; the first is waited for until
     /// `until`, and so are all below `end`.
-    fn take(&mut self, taken: &mut Taken, until: Instant, end: Option<u64>) -> Result<(), ReadError> {
+    fn take(
+        &mut self,
+        taken: &mut Taken,
+        until: Instant,
+        end: Option<u64>,
+    ) -> Result<(), ReadError> {
         let begun_at = self.position;
         let mut moved_at = Instant::now();
         while !taken.is_full() && end.is_none_or(|end| self.position < end) {
@@ -254,20 +272,25 @@ impl KafkaReader {
         Ok(())
     }
 
-    /// After a wait in which nothing came: whether there should have been something. What one wait
-    /// misses is on its way; what two miss is not there, and a new consumer will say so.
-    fn look_for_holes(&mut self) -> Result<(), ReadError> {
-        if !self.source.as_ref().is_some_and(|source| source.at_end) {
+    /// After a wait in which nothing came: whether that is because there is nothing. What one look
+    /// finds missing is on its way; what the next still does is not there, and a new consumer will
+    /// say so.
+    fn look_around(&mut self) -> Result<(), ReadError> {
+        let at_end = self.source.as_ref().is_some_and(|source| source.at_end);
+        let due = self.looked.is_none_or(|(at, when)| {
+            at != self.position || self.missing.is_some() || when.elapsed() >= LOOK_EVERY
+        });
+        if !at_end || !due {
             return Ok(());
         }
-        if self.missing == Some(self.position) {
-            return Ok(());
+        self.looked = Some((self.position, Instant::now()));
+        let bounds = self.bounds()?;
+        within(self.position, bounds)?;
+        let missing = Some(bounds.end).filter(|end| *end > self.position);
+        if missing.is_some() && missing == self.missing {
+            self.source = Some(self.assigned(missing)?);
         }
-        let end = self.end()?;
-        if end > self.position && self.missing == Some(end) {
-            self.source = Some(self.assigned(Some(end))?);
-        }
-        self.missing = Some(end);
+        self.missing = missing;
         Ok(())
     }
 }
@@ -328,7 +351,7 @@ impl Read for KafkaReader {
         let begun_at = self.position;
         let until = Instant::now() + patience;
         match self.take(&mut taken, until, end) {
-            Ok(()) if self.position == begun_at && end.is_none() => self.look_for_holes()?,
+            Ok(()) if self.position == begun_at && end.is_none() => self.look_around()?,
             Ok(()) => {}
             Err(error) if taken.entries.is_empty() => return Err(error),
             // what was read before it comes first

@@ -1,14 +1,16 @@
 //! The journal on a real Kafka.
 
+mod group;
+mod reading;
+
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 
 use super::testing::Cluster;
-use super::{KafkaAppend, KafkaJournal, KafkaSettings};
+use super::{KafkaAppend, KafkaJournal};
 use crate::contract::{Subject, suite};
-use crate::{Append, EntryKind, Journal, NewEntry, Partition, Topic};
+use crate::{Append, EntryKind, NewEntry, Partition, Topic};
 
 fn events() -> Partition {
     Partition { topic: Topic::Events, name: "0".to_owned() }
@@ -16,6 +18,16 @@ fn events() -> Partition {
 
 fn bodies() -> Partition {
     Partition { topic: Topic::Bodies, name: "0".to_owned() }
+}
+
+/// Appends events with these texts, one by one.
+fn send(append: &mut KafkaAppend, texts: impl IntoIterator<Item = String>) {
+    let new = |text: String| NewEntry {
+        kind: EntryKind::Event,
+        header: Bytes::new(),
+        value: Bytes::from(text),
+    };
+    append.append(&texts.into_iter().map(new).collect::<Vec<_>>()).unwrap();
 }
 
 #[test]
