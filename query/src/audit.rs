@@ -17,6 +17,7 @@ use custody_schemas::words::{Activity, Effect, Status};
 use crate::access::Asker;
 use crate::engine::Question;
 use crate::error::QueryError;
+use crate::metrics::Metrics;
 
 /// A question that is recorded as asked.
 #[derive(Debug)]
@@ -26,6 +27,7 @@ pub(crate) struct Asked {
     who: Arc<Who>,
     what: Arc<What>,
     decision: Arc<Decision>,
+    metrics: Metrics,
     since: Instant,
     rows: u64,
 }
@@ -36,6 +38,7 @@ pub(crate) struct Asked {
 /// [`QueryError::Audit`]; then nothing may be answered.
 pub(crate) async fn ask(
     writer: &Writer,
+    metrics: &Metrics,
     asker: &Asker,
     question: &Question,
 ) -> Result<Asked, QueryError> {
@@ -59,7 +62,8 @@ pub(crate) async fn ask(
     let bytes = Bytes::from(question.body());
     let body = OutBody { part: Part::Request, bytes };
     slot.open(draft, vec![body]).await.map_err(refused)?;
-    Ok(Asked { slot: Some(slot), call, who, what, decision, since: Instant::now(), rows: 0 })
+    let (slot, metrics, since) = (Some(slot), metrics.clone(), Instant::now());
+    Ok(Asked { slot, call, who, what, decision, metrics, since, rows: 0 })
 }
 
 impl Asked {
@@ -76,7 +80,9 @@ impl Asked {
     /// Records how it ended. Hands that over without waiting for it.
     pub(crate) fn end(mut self, error: Option<&QueryError>) {
         let Some(slot) = self.slot.take() else { return };
-        let duration = u64::try_from(self.since.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let took = self.since.elapsed();
+        let duration = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        self.metrics.ended(self.what.method.as_deref().unwrap_or_default(), error, took, self.rows);
         let mut draft = Draft::new(Kind::QueryEnded).with("rows", self.rows);
         draft.call = Some(self.call);
         draft.who = Some(Arc::clone(&self.who));
@@ -104,6 +110,7 @@ impl Drop for Asked {
                 who: Arc::clone(&self.who),
                 what: Arc::clone(&self.what),
                 decision: Arc::clone(&self.decision),
+                metrics: self.metrics.clone(),
                 since: self.since,
                 rows: self.rows,
             };

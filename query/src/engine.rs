@@ -35,6 +35,7 @@ use crate::completeness::{Completeness, Ledger, ListedWriter};
 use crate::describe;
 use crate::error::QueryError;
 use crate::files::scan_files;
+use crate::metrics::{self, Metrics, Page};
 use crate::session::{SessionLimits, Sessions, store_url};
 use crate::size;
 use crate::statement::Params;
@@ -80,6 +81,8 @@ pub struct EngineOptions {
     pub time_zone: jiff::tz::TimeZone,
     /// The writers that the keyring lists.
     pub writers: Writers,
+    /// Where what is counted is shown.
+    pub page: Page,
 }
 
 impl std::fmt::Debug for EngineOptions {
@@ -110,6 +113,7 @@ impl EngineOptions {
             deadline: Duration::from_secs(60),
             time_zone: jiff::tz::TimeZone::UTC,
             writers: Arc::new(Vec::new),
+            page: Page::default(),
         }
     }
 
@@ -171,6 +175,7 @@ pub struct Engine {
     partitions: Vec<Partition>,
     sessions: Sessions,
     writer: Writer,
+    metrics: Metrics,
     gate: Arc<Semaphore>,
     stop: CancellationToken,
 }
@@ -213,6 +218,7 @@ impl Engine {
         let ledger = crate::stored::ledger(&sessions, stored, &events).await?;
         let tail = Tail::follow(journal.as_ref(), &starts, ledger, options.tail_bytes)?;
         let gate = Arc::new(Semaphore::new(options.concurrency.max(1)));
+        let metrics = Metrics::register(&options.page);
         let engine = Arc::new(Self {
             options,
             lake,
@@ -220,9 +226,11 @@ impl Engine {
             partitions,
             sessions,
             writer,
+            metrics,
             gate,
             stop: CancellationToken::new(),
         });
+        metrics::watch(&engine.options.page, &engine);
         engine.spawn_trimming();
         Ok(engine)
     }
@@ -239,12 +247,15 @@ impl Engine {
         let place = Arc::clone(&self.gate).acquire_owned();
         let place = tokio::time::timeout(WAIT_FOR_PLACE, place).await;
         let Ok(Ok(place)) = place else {
-            return Err(QueryError::Busy { limit: self.options.concurrency });
+            return Err(
+                self.refused(&question, QueryError::Busy { limit: self.options.concurrency })
+            );
         };
         let deadline = Instant::now() + self.options.deadline;
-        let asked = timeout_at(deadline, audit::ask(&self.writer, asker, &question)).await;
-        let asked = asked
-            .map_err(|_| QueryError::Audit("the journal did not record it in time".to_owned()))??;
+        let asked = timeout_at(deadline, audit::ask(&self.writer, &self.metrics, asker, &question)).await;
+        let late = |_| QueryError::Audit("the journal did not record it in time".to_owned());
+        let asked = asked.map_err(late).flatten();
+        let asked = asked.map_err(|error| self.refused(&question, error))?;
         let prepared = timeout_at(deadline, self.prepare(&question)).await;
         let prepared = prepared.unwrap_or(Err(QueryError::TimedOut(self.options.deadline)));
         match prepared {
@@ -257,6 +268,17 @@ impl Engine {
                 Err(error)
             }
         }
+    }
+
+    /// Counts a question that is not taken on.
+    fn refused(&self, question: &Question, error: QueryError) -> QueryError {
+        self.metrics.refused(&question.method, &error);
+        error
+    }
+
+    /// What is counted.
+    pub(crate) const fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     async fn prepare(&self, question: &Question) -> Result<Pin, QueryError> {

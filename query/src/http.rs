@@ -6,7 +6,6 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -58,9 +57,6 @@ pub struct HttpOptions {
 struct Edge {
     engine: Arc<Engine>,
     options: HttpOptions,
-    asked: AtomicU64,
-    refused: AtomicU64,
-    unauthenticated: AtomicU64,
     refusals: Refusals,
 }
 
@@ -90,9 +86,6 @@ pub fn router(engine: Arc<Engine>, options: HttpOptions) -> Router {
         refusals: Refusals::new(&engine),
         engine,
         options,
-        asked: AtomicU64::new(0),
-        refused: AtomicU64::new(0),
-        unauthenticated: AtomicU64::new(0),
     });
     Router::new()
         .route("/v1/sql", post(sql))
@@ -168,13 +161,11 @@ impl Edge {
     fn admit(&self, headers: &HeaderMap, peer: &Peer, right: Right) -> Result<Asker, QueryError> {
         let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
         let count = |error: &QueryError| {
+            self.engine.metrics().turned_away(error);
             let peer = peer.as_ref().map(|peer| peer.0.0.ip().to_string());
             self.refusals.count(peer.as_deref().unwrap_or("unknown"), error);
         };
-        let asker = self.options.access.who(text(AUTHORIZATION)).inspect_err(|error| {
-            self.unauthenticated.fetch_add(1, Ordering::Relaxed);
-            count(error);
-        })?;
+        let asker = self.options.access.who(text(AUTHORIZATION)).inspect_err(count)?;
         asker.may(right).inspect_err(count)?;
         let user_agent = text(USER_AGENT).map(|text| text.chars().take(200).collect());
         let ip = peer.as_ref().map(|peer| peer.0.0.ip().to_string());
@@ -189,16 +180,8 @@ impl Edge {
         format: Format,
         about: Map<String, Value>,
     ) -> Result<Response, Refusal> {
-        self.asked.fetch_add(1, Ordering::Relaxed);
-        let first = async {
-            let mut answer = self.engine.ask(asker, question).await?;
-            answer.first().await?;
-            Ok(answer)
-        };
-        let answer = first.await.inspect_err(|_| {
-            self.refused.fetch_add(1, Ordering::Relaxed);
-        });
-        let answer = answer.map_err(Refusal)?;
+        let mut answer = self.engine.ask(asker, question).await?;
+        answer.first().await?;
         let completeness = answer.completeness.header();
         let call = answer.call.to_string();
         let mut response = Body::from_stream(encode(answer, format, about)).into_response();
@@ -337,19 +320,8 @@ async fn metrics(
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
     edge.admit(&headers, &peer, Right::Status)?;
-    let (tail_bytes, running) = edge.engine.load();
-    let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-    let text = format!(
-        "# TYPE custody_query_asked_total counter\ncustody_query_asked_total {}\n\
-         # TYPE custody_query_failed_total counter\ncustody_query_failed_total {}\n\
-         # TYPE custody_query_unauthenticated_total counter\ncustody_query_unauthenticated_total {}\n\
-         # TYPE custody_query_running gauge\ncustody_query_running {running}\n\
-         # TYPE custody_query_tail_bytes gauge\ncustody_query_tail_bytes {tail_bytes}\n",
-        count(&edge.asked),
-        count(&edge.refused),
-        count(&edge.unauthenticated),
-    );
-    Ok(([(CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response())
+    let (media, page) = crate::metrics::text(&edge.engine.options.page);
+    Ok(([(CONTENT_TYPE, media)], page).into_response())
 }
 
 #[cfg(test)]
