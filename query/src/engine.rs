@@ -252,7 +252,8 @@ impl Engine {
             );
         };
         let deadline = Instant::now() + self.options.deadline;
-        let asked = timeout_at(deadline, audit::ask(&self.writer, &self.metrics, asker, &question)).await;
+        let asked =
+            timeout_at(deadline, audit::ask(&self.writer, &self.metrics, asker, &question)).await;
         let late = |_| QueryError::Audit("the journal did not record it in time".to_owned());
         let asked = asked.map_err(late).flatten();
         let asked = asked.map_err(|error| self.refused(&question, error))?;

@@ -82,11 +82,7 @@ pub async fn run(
 
 /// Every route.
 pub fn router(engine: Arc<Engine>, options: HttpOptions) -> Router {
-    let edge = Arc::new(Edge {
-        refusals: Refusals::new(&engine),
-        engine,
-        options,
-    });
+    let edge = Arc::new(Edge { refusals: Refusals::new(&engine), engine, options });
     Router::new()
         .route("/v1/sql", post(sql))
         .route("/v1/reports/phi-access", get(phi_access))
