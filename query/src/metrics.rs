@@ -126,7 +126,8 @@ impl Collector for Load {
             ),
         ] {
             let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
-            let encoder = encoder.encode_descriptor(name, help, unit.as_ref(), gauge.metric_type())?;
+            let encoder =
+                encoder.encode_descriptor(name, help, unit.as_ref(), gauge.metric_type())?;
             gauge.encode(encoder)?;
         }
         Ok(())
