@@ -18,8 +18,9 @@ use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use super::{Resend, ShipStatus, Shipper, marks, resend};
 use crate::kafka::testing::{Cluster, eventually, now};
 use crate::kafka::{self, KafkaJournal, KafkaSettings, Sasl, Secret};
+use crate::writer::AppendError;
 use crate::{
-    AppendError, Durability, Entry, EntryKind, Journal, OutBody, Part, Topic, Writer, WriterOptions,
+    Durability, Entry, EntryKind, Journal, OutBody, Part, Topic, Writer, WriterOptions,
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
