@@ -38,6 +38,7 @@ pub mod file;
 #[cfg(feature = "kafka")]
 pub mod kafka;
 pub mod keys;
+pub mod metrics;
 #[cfg(feature = "kafka")]
 pub mod ship;
 pub mod writer;

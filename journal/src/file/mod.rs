@@ -165,6 +165,22 @@ impl FileJournal {
         shelf.reclaim(now().saturating_sub(retain), || spool.room.is_short())
     }
 
+    /// What is kept and has not been released since the process started.
+    pub(crate) fn backlog(&self) -> Backlog {
+        let mut backlog = Backlog::default();
+        let lanes = |spool: &Shelves| [Arc::clone(&spool.main), Arc::clone(&spool.bulk)];
+        for shelf in self.spools.iter().flat_map(lanes) {
+            let from = shelf.released().max(shelf.first_offset());
+            let entries = shelf.end_offset().saturating_sub(from);
+            backlog.entries += entries;
+            if entries > 0 {
+                let oldest = oldest_at(shelf, from);
+                backlog.oldest_at = [backlog.oldest_at, oldest].into_iter().flatten().min();
+            }
+        }
+        backlog
+    }
+
     fn shelf(&self, partition: &Partition) -> Result<(&Shelves, &Arc<Shelf>), ReadError> {
         for spool in &self.spools {
             let bulk = partition.name.strip_suffix(BULK) == Some(spool.writer.as_str());
@@ -204,6 +220,22 @@ impl Journal for FileJournal {
         shelf.release(partition.topic, up_to);
         self.reclaim_from(spool, shelf)
     }
+}
+
+/// What waits in spools.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Backlog {
+    /// Entries.
+    pub(crate) entries: u64,
+    /// When the oldest of them was written, µs since 1970.
+    pub(crate) oldest_at: Option<u64>,
+}
+
+/// When the first entry at or after `from` was written.
+fn oldest_at(shelf: Arc<Shelf>, from: u64) -> Option<u64> {
+    let mut reader = Reader::of_all(shelf, from).ok()?;
+    let entries = crate::Read::read(&mut reader, 1, 1, Duration::ZERO).ok()?;
+    entries.first().map(|entry| entry.journaled_at.get())
 }
 
 /// The clock, µs since 1970.

@@ -121,6 +121,11 @@ impl Shelf {
         self.state.lock().segments.iter().cloned().collect()
     }
 
+    /// Everything below this offset is no longer needed.
+    pub(crate) fn released(&self) -> u64 {
+        self.state.lock().released.iter().map(|(_, offset)| *offset).min().unwrap_or(0)
+    }
+
     /// The oldest offset that is kept.
     pub(crate) fn first_offset(&self) -> u64 {
         self.state.lock().segments.front().map_or(0, |first| first.base)

@@ -198,21 +198,12 @@ impl Writer {
     /// How the writer is doing.
     #[must_use]
     pub fn status(&self) -> Status {
-        let shared = &self.shared;
-        let (stream, problem) = {
-            let present = shared.present.lock();
-            (present.stream.clone(), present.problem.clone())
-        };
-        Status {
-            stream,
-            problem,
-            slots: shared.slots.load(Ordering::Relaxed),
-            spool_used_bytes: shared.room.used(),
-            spool_max_bytes: shared.room.max(),
-            events: shared.events.load(Ordering::Relaxed),
-            commits: shared.commits.load(Ordering::Relaxed),
-            poisoned: shared.poisoned.load(Ordering::Relaxed),
-        }
+        self.shared.status()
+    }
+
+    /// What outlives no writer.
+    pub(crate) const fn shared(&self) -> &Arc<Shared> {
+        &self.shared
     }
 
     /// Ends the run: takes nothing new, stores what was handed over, then `stream.closed` and the
@@ -235,6 +226,29 @@ impl Writer {
 }
 
 impl Shared {
+    /// How the writer is doing.
+    pub(crate) fn status(&self) -> Status {
+        let (stream, problem) = {
+            let present = self.present.lock();
+            (present.stream.clone(), present.problem.clone())
+        };
+        Status {
+            stream,
+            problem,
+            slots: self.slots.load(Ordering::Relaxed),
+            spool_used_bytes: self.room.used(),
+            spool_max_bytes: self.room.max(),
+            events: self.events.load(Ordering::Relaxed),
+            commits: self.commits.load(Ordering::Relaxed),
+            poisoned: self.poisoned.load(Ordering::Relaxed),
+        }
+    }
+
+    /// The journal that holds its partitions.
+    pub(crate) fn journal(&self) -> &FileJournal {
+        &self.journal
+    }
+
     fn is_open(&self) -> Result<(), AppendError> {
         if self.present.lock().closing { Err(AppendError::Closed) } else { Ok(()) }
     }
