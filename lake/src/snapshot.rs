@@ -2,18 +2,23 @@
 //!
 //! A snapshot never changes. It names the table's files with their days, their statistics and our
 //! tags, and answers how far each journal partition is stored at exactly this version. Looking
-//! that up replays the log, so each answer is remembered with the version it belongs to.
+//! that up replays the log, a request for each version since its last checkpoint, so it is done
+//! once for a partition: the next snapshot begins with what this one knew and reads only the
+//! versions between the two.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::datatypes::SchemaRef;
 use chrono::{DateTime, NaiveDate};
 use deltalake_core::kernel::EagerSnapshot;
 use deltalake_core::logstore::LogStoreRef;
 use deltalake_core::{DeltaTableError, kernel::LogicalFileView};
+use futures::{StreamExt, TryStreamExt};
 use object_store::ObjectStore;
 use object_store::path::Path;
+use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::Mutex;
 
@@ -49,13 +54,23 @@ pub struct DataFile {
     pub tags: BTreeMap<String, String>,
 }
 
+/// Positions by app id, as far as somebody has asked: `None` where nothing is stored.
+pub(crate) type Positions = HashMap<String, Option<u64>>;
+
+/// How many versions between two snapshots are read rather than the log replayed.
+const VERSIONS_READ: u64 = 64;
+/// How many of them at once.
+const READ_AT_ONCE: usize = 8;
+/// How long that may take; the log is replayed then.
+const READ_FOR: Duration = Duration::from_secs(10);
+
 /// A table at one version.
 pub struct Snapshot {
     pub(crate) state: EagerSnapshot,
     log_store: LogStoreRef,
     schema: SchemaRef,
     files: Vec<Arc<DataFile>>,
-    txns: Mutex<HashMap<String, Option<u64>>>,
+    txns: Mutex<Positions>,
 }
 
 impl std::fmt::Debug for Snapshot {
@@ -75,6 +90,7 @@ impl Snapshot {
         schema: SchemaRef,
         columns: &[Column],
         before: Option<&Self>,
+        positions: Positions,
     ) -> Result<Self, DeltaTableError> {
         let known: HashMap<&str, &Arc<DataFile>> =
             before.iter().flat_map(|s| &s.files).map(|file| (file.path.as_ref(), file)).collect();
@@ -88,7 +104,7 @@ impl Snapshot {
         });
         let mut files: Vec<_> = files.collect();
         files.sort_by(|a, b| a.path.cmp(&b.path));
-        Ok(Self { state, log_store, schema, files, txns: Mutex::new(HashMap::new()) })
+        Ok(Self { state, log_store, schema, files, txns: Mutex::new(positions) })
     }
 
     /// The table's version.
@@ -130,6 +146,56 @@ impl Snapshot {
         txns.insert(app_id.to_owned(), found);
         Ok(found)
     }
+
+    /// The positions known here, as they stand at a later `version`; none when that is not known.
+    pub(crate) async fn positions_at(&self, version: u64) -> Positions {
+        let known = self.txns.lock().await.clone();
+        let between = self.version() + 1..version.saturating_add(1);
+        if known.is_empty() || version.saturating_sub(self.version()) > VERSIONS_READ {
+            return Positions::new();
+        }
+        let commits = futures::stream::iter(between)
+            .map(|version| self.log_store.read_commit_entry(version))
+            .buffered(READ_AT_ONCE)
+            .try_fold(Some(known), async |known, commit| {
+                Ok(known.zip(commit).map(|(known, commit)| advanced(known, &commit)))
+            });
+        match tokio::time::timeout(READ_FOR, commits).await {
+            Ok(Ok(Some(positions))) => positions,
+            Ok(Ok(None) | Err(_)) | Err(_) => Positions::new(),
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) async fn known_positions(&self) -> Positions {
+        self.txns.lock().await.clone()
+    }
+}
+
+/// The positions after a commit with this content.
+fn advanced(mut positions: Positions, commit: &[u8]) -> Positions {
+    #[derive(Deserialize)]
+    struct Action {
+        txn: Option<Txn>,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Txn {
+        app_id: String,
+        version: i64,
+    }
+    for line in commit.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+        match serde_json::from_slice::<Action>(line) {
+            Ok(Action { txn: Some(txn) }) => {
+                let version = u64::try_from(txn.version).unwrap_or(0);
+                positions.insert(txn.app_id, Some(version));
+            }
+            Ok(Action { txn: None }) => {}
+            // Whoever asks next finds out what is wrong with it.
+            Err(_) => return Positions::new(),
+        }
+    }
+    positions
 }
 
 fn data_file(view: &LogicalFileView, path: Path, columns: &[Column]) -> DataFile {

@@ -25,7 +25,7 @@ use crate::columns::{BODIES, Column, EVENT_DATE, EVENTS, bodies_schema, events_s
 use crate::files::{Encoded, NewFile};
 use crate::place::Place;
 use crate::probe::{self, Unfit};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Positions, Snapshot};
 use crate::storage::Storage;
 use crate::trouble;
 
@@ -371,7 +371,12 @@ impl Table {
         self.check(&current)?;
         let (log_store, schema) = (self.log_store(), Arc::clone(&self.schema));
         let before = state.snapshot.as_deref();
-        let next = Arc::new(Snapshot::new(current, log_store, schema, self.columns, before)?);
+        let positions = match before {
+            Some(before) => before.positions_at(current.version()).await,
+            None => Positions::new(),
+        };
+        let next = Snapshot::new(current, log_store, schema, self.columns, before, positions)?;
+        let next = Arc::new(next);
         state.snapshot = Some(Arc::clone(&next));
         Ok(next)
     }

@@ -29,6 +29,7 @@ async fn everything_that_holds_in_a_folder_holds_in_a_bucket() {
     contract::a_commit_overtaken_by_another_partition_lands_behind_it(new).await;
     contract::a_store_that_never_answers_is_given_up_on_and_the_same_call_succeeds_later(new).await;
     contract::a_checkpoint_of_the_log_loses_no_position_no_statistics_and_no_tag(new).await;
+    contract::positions_that_were_asked_for_are_known_at_the_next_version_and_are_right(new).await;
     contract::the_identities_of_stored_records_can_be_read_back(new).await;
 }
 

@@ -192,6 +192,28 @@ pub(super) async fn a_checkpoint_of_the_log_loses_no_position_no_statistics_and_
     assert_eq!(spans[2], (STREAM.parse().unwrap(), vec![(2, 3)]));
 }
 
+pub(super) async fn positions_that_were_asked_for_are_known_at_the_next_version_and_are_right(
+    new: NewSite,
+) {
+    let place = new();
+    let (writer, reader) = (place.open().await.unwrap(), place.open().await.unwrap());
+    let other = "file/custody.events@1/edge-2";
+    let mut seen = reader.events().snapshot().await.unwrap();
+    for (round, app) in [APP, other, APP, APP, other].into_iter().enumerate() {
+        let start = seen.txn(app).await.unwrap();
+        let end = start.unwrap_or(0) + round as u64 + 1;
+        let step = [TxnStep { app_id: app.to_owned(), start, end }];
+        writer.events().commit(&[], &step).await.unwrap();
+        seen = reader.events().snapshot().await.unwrap();
+        assert_eq!(seen.known_positions().await[app], Some(end), "round {round}");
+        let fresh = place.open().await.unwrap().events().snapshot().await.unwrap();
+        assert!(fresh.known_positions().await.is_empty());
+        for app in [APP, other] {
+            assert_eq!(seen.txn(app).await.unwrap(), fresh.txn(app).await.unwrap());
+        }
+    }
+}
+
 pub(super) async fn the_identities_of_stored_records_can_be_read_back(new: NewSite) {
     let place = new();
     let lake = place.open().await.unwrap();
@@ -271,6 +293,14 @@ mod in_a_folder {
     async fn a_checkpoint_of_the_log_loses_no_position_no_statistics_and_no_tag() {
         super::a_checkpoint_of_the_log_loses_no_position_no_statistics_and_no_tag(Site::folder)
             .await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn positions_that_were_asked_for_are_known_at_the_next_version_and_are_right() {
+        super::positions_that_were_asked_for_are_known_at_the_next_version_and_are_right(
+            Site::folder,
+        )
+        .await;
     }
 
     #[tokio::test(flavor = "multi_thread")]
