@@ -18,6 +18,7 @@
 mod assigned;
 mod error;
 mod known;
+pub mod metrics;
 mod part;
 mod pipeline;
 mod reading;
