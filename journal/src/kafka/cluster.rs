@@ -177,7 +177,6 @@ pub(crate) fn failed(place: PathBuf, error: &KafkaError, trouble: Option<String>
 }
 
 /// What an error is to somebody who asks whether waiting helps.
-#[expect(clippy::wildcard_enum_match_arm, reason = "librdkafka has two hundred codes")]
 fn kind_of(error: &KafkaError) -> ErrorKind {
     match error.rdkafka_error_code() {
         Some(RDKafkaErrorCode::OperationTimedOut | RDKafkaErrorCode::RequestTimedOut) => {

@@ -185,7 +185,6 @@ impl KafkaReader {
     }
 
     /// What an error of the consumer means.
-    #[expect(clippy::wildcard_enum_match_arm, reason = "librdkafka has two hundred codes")]
     fn judge(&mut self, error: &KafkaError) -> Result<Next, ReadError> {
         let fatal = matches!(error, KafkaError::MessageConsumptionFatal(_));
         match error.rdkafka_error_code() {

@@ -1,18 +1,25 @@
-//! A real Kafka for tests: one that all tests of this process share, and others to be broken.
+//! A real Kafka for tests: one that all tests of a run share, and others to be broken.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::os::unix::process::parent_id;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
+use rdkafka::client::DefaultClientContext;
 use tempfile::TempDir;
+use tokio::runtime::Runtime;
 
 use super::settings::{KafkaSettings, Login, Sasl, Secret, Security, Tls, Topics};
 
-/// Brokers on this machine, started by `compose/local`; they end with this process.
+/// Brokers on this machine, started by `compose/local`.
 pub(crate) struct Cluster {
-    dir: TempDir,
+    dir: PathBuf,
+    /// Present where they are this test's own and end with it.
+    own: Option<TempDir>,
     said: BTreeMap<String, String>,
     brokers: i32,
 }
@@ -20,20 +27,36 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// A cluster of `brokers` (1 or 3), with TLS and SCRAM where `secured`.
     pub(crate) fn start(brokers: i32, secured: bool) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let (count, parent) = (brokers.to_string(), std::process::id().to_string());
-        let mut args = vec!["start", "--brokers", &count, "--parent", &parent, "--temporary"];
-        args.extend(secured.then_some("--sasl"));
-        let printed = local(dir.path(), &args);
-        let pairs = printed.lines().filter_map(|line| line.split_once('='));
-        let said = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-        Self { dir, said, brokers }
+        let own = tempfile::tempdir().unwrap();
+        let dir = own.path().to_owned();
+        Self::launch(dir, Some(own), std::process::id(), brokers, secured)
     }
 
-    /// The one that nobody breaks.
+    fn launch(
+        dir: PathBuf,
+        own: Option<TempDir>,
+        parent: u32,
+        brokers: i32,
+        secured: bool,
+    ) -> Self {
+        let (count, parent) = (brokers.to_string(), parent.to_string());
+        let mut args = vec!["start", "--brokers", &count, "--parent", &parent, "--temporary"];
+        args.extend(secured.then_some("--sasl"));
+        let printed = local(&dir, &args);
+        let pairs = printed.lines().filter_map(|line| line.split_once('='));
+        let said = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        Self { dir, own, said, brokers }
+    }
+
+    /// The one that nobody breaks. It serves every test of the run, whatever process it is in, and
+    /// ends with the runner, our parent.
     pub(crate) fn shared() -> &'static Self {
         static SHARED: OnceLock<Cluster> = OnceLock::new();
-        SHARED.get_or_init(|| Self::start(1, false))
+        SHARED.get_or_init(|| {
+            let run = format!("custody-run-{}", parent_id());
+            let dir = std::env::temp_dir().join(run).join("kafka");
+            Self::launch(dir, None, parent_id(), 1, false)
+        })
     }
 
     /// What the script has printed under `name`.
@@ -69,18 +92,37 @@ impl Cluster {
         settings
     }
 
+    /// Changes a setting of a topic.
+    pub(crate) fn alter(&self, topic: &str, setting: &str, value: &str) {
+        let config = AlterConfig::new(ResourceSpecifier::Topic(topic)).set(setting, value);
+        let admin = self.admin();
+        now(admin.alter_configs([&config], &AdminOptions::new())).unwrap().remove(0).unwrap();
+    }
+
+    /// Removes a topic.
+    pub(crate) fn delete(&self, topic: &str) {
+        let admin = self.admin();
+        now(admin.delete_topics(&[topic], &AdminOptions::new())).unwrap().remove(0).unwrap();
+    }
+
+    fn admin(&self) -> AdminClient<DefaultClientContext> {
+        self.deployment(1).client_config(&[], &[]).create().unwrap()
+    }
+
     /// `kill`, `pause`, `resume` or `restart` broker `number`, or all of them.
     pub(crate) fn tell(&self, verb: &str, number: Option<i32>) {
         let number = number.map(|number| number.to_string());
         let mut args = vec![verb];
         args.extend(number.as_deref());
-        local(self.dir.path(), &args);
+        local(&self.dir, &args);
     }
 }
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        self.tell("kill", None);
+        if self.own.is_some() {
+            self.tell("kill", None);
+        }
     }
 }
 
@@ -96,7 +138,8 @@ fn local(dir: &Path, args: &[&str]) -> String {
 
 /// Runs a future to its end.
 pub(crate) fn now<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Runtime::new().unwrap().block_on(future)
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    RUNTIME.get_or_init(|| Runtime::new().unwrap()).block_on(future)
 }
 
 /// Waits until `is_so`, for a minute at most.

@@ -1,7 +1,7 @@
 //! Three members that join, leave, and are stopped for longer than their session.
 
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -95,7 +95,7 @@ fn a_member_that_is_a_process() {
     let mut assigned = group.assigned();
     loop {
         let names: Vec<_> = assigned.borrow_and_update().iter().map(|p| p.name.clone()).collect();
-        println!("\nassigned {}", names.join(","));
+        writeln!(std::io::stdout(), "\nassigned {}", names.join(",")).unwrap();
         crate::kafka::testing::now(assigned.changed()).unwrap();
     }
 }

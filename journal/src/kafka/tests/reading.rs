@@ -10,7 +10,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use super::{events, send};
 use crate::kafka::testing::{Cluster, eventually, now};
 use crate::kafka::{KafkaAppend, KafkaJournal, KafkaSettings};
-use crate::{Entry, EntryKind, Journal, Partition, Read, ReadError, Topic};
+use crate::{Entry, EntryKind, Journal, Partition, ReadError, Topic};
 
 const STEP: Duration = Duration::from_secs(10);
 
