@@ -8,12 +8,10 @@
 //! Where a copy is kept on disk, a process that starts while Kafka is away begins with that, says
 //! so, and goes on with the topic as soon as it can.
 
-use std::fs;
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -21,27 +19,16 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use tokio::sync::watch;
 
+use super::copy::Copy;
+use super::follow::{Follower, Shared, fold, fold_within, may_pass};
 use super::{Changing, ControlError, Medium, State, encode};
 use crate::kafka::KafkaSettings;
 use crate::kafka::append::Reports;
 use crate::kafka::cluster::Cluster;
-use crate::kafka::reader::KafkaReader;
 use crate::kafka::settings::explain;
 use crate::kafka::wire;
-use crate::{EntryKind, Partition, Read, ReadError, Topic};
+use crate::{EntryKind, ReadError, Topic};
 
-/// How long the follower waits for something new, and so how long the end takes.
-const WAIT: Duration = Duration::from_millis(200);
-/// How long it rests after an error.
-const REST: Duration = Duration::from_secs(1);
-/// How often it asks whether Kafka is there while nothing comes.
-const ASK_EVERY: Duration = Duration::from_secs(5);
-/// After this long without Kafka the whole topic is folded anew: what removed a key is itself
-/// removed after a day.
-const STALE: Duration = Duration::from_secs(3600);
-/// Entries and bytes of one read.
-const ENTRIES: usize = 1024;
-const BYTES: usize = 1 << 20;
 /// How long one change may take, with its repetitions.
 const CHANGE: Duration = Duration::from_secs(30);
 /// How long one step of a transaction may take.
@@ -73,26 +60,6 @@ pub(super) struct Log {
     cluster: Arc<Cluster>,
     shared: Arc<Shared>,
     changing: Mutex<()>,
-}
-
-#[derive(Default)]
-struct Shared {
-    problem: Mutex<Option<String>>,
-    stop: AtomicBool,
-}
-
-impl Shared {
-    fn suffers(&self, problem: String) {
-        let mut known = self.problem.lock();
-        if known.as_ref() != Some(&problem) {
-            tracing::warn!(problem, "control state may be out of date");
-        }
-        *known = Some(problem);
-    }
-
-    fn stopped(&self) -> bool {
-        self.stop.load(Ordering::Acquire)
-    }
 }
 
 impl Drop for Log {
@@ -205,10 +172,8 @@ impl From<KafkaError> for Failed {
 
 impl From<ControlError> for Failed {
     fn from(error: ControlError) -> Self {
-        match error {
-            ControlError::Read(error) if may_pass(&error) => Self::Once(error.to_string()),
-            error => Self::Forever(error),
-        }
+        let passes = matches!(&error, ControlError::Read(error) if may_pass(error));
+        if passes { Self::Once(error.to_string()) } else { Self::Forever(error) }
     }
 }
 
@@ -247,202 +212,5 @@ impl Medium for Log {
 
     fn problem(&self) -> Option<String> {
         self.shared.problem.lock().clone()
-    }
-}
-
-/// The whole topic up to its end as of now, and a reader that goes on there.
-fn fold(cluster: &Arc<Cluster>) -> Result<(State, KafkaReader), ControlError> {
-    let partition = Partition { topic: Topic::Control, name: "0".to_owned() };
-    match cluster.partitions(Topic::Control)? {
-        None | Some(0) => return Err(cluster.missing(Topic::Control).into()),
-        Some(1) => {}
-        Some(partitions) => {
-            let text = format!(
-                "the topic has {partitions} partitions and must have one, or changes have no \
-                 order: delete it while nothing runs, and run `custody topics create`"
-            );
-            let place = cluster.place(Topic::Control, None);
-            return Err(ReadError::io(place, io::Error::other(text)).into());
-        }
-    }
-    let mut reader = KafkaReader::new(cluster, &partition, 0, 0)?;
-    let mut state = State::default();
-    let end = reader.end()?;
-    while reader.position() < end {
-        for entry in reader.read(ENTRIES, BYTES, Duration::ZERO)? {
-            take(cluster, &mut state, entry.offset, &entry.header, &entry.value)?;
-        }
-    }
-    Ok((state, reader))
-}
-
-fn take(
-    cluster: &Cluster,
-    state: &mut State,
-    offset: u64,
-    key: &[u8],
-    value: &[u8],
-) -> Result<(), ControlError> {
-    state.fold(offset, key, value).map_err(|problem| {
-        let place = cluster.place(Topic::Control, None).display().to_string();
-        let key = String::from_utf8_lossy(key).into_owned();
-        let problem = format!(
-            "{problem}. Custody did not write it; send a message with the key {key:?} and no value \
-             to the topic, and set what belonged there again"
-        );
-        ControlError::Entry { place, offset, problem }
-    })
-}
-
-/// The same, tried again within `wait` where waiting may help.
-fn fold_within(
-    cluster: &Arc<Cluster>,
-    wait: Duration,
-) -> Result<(State, KafkaReader), ControlError> {
-    let until = Instant::now() + wait;
-    loop {
-        match fold(cluster) {
-            Err(ControlError::Read(error)) if may_pass(&error) && Instant::now() < until => {
-                tracing::info!(%error, "waiting for Kafka");
-                std::thread::sleep(WAIT);
-            }
-            done => return done,
-        }
-    }
-}
-
-/// Whether waiting may help.
-fn may_pass(error: &ReadError) -> bool {
-    match error {
-        ReadError::Io { source, .. } => {
-            !matches!(source.kind(), ErrorKind::PermissionDenied | ErrorKind::NotFound)
-        }
-        ReadError::Gone { .. }
-        | ReadError::Beyond { .. }
-        | ReadError::Corrupt { .. }
-        | ReadError::Newer { .. }
-        | ReadError::NoPartition(_) => false,
-    }
-}
-
-/// The thread that keeps the state current.
-struct Follower {
-    cluster: Arc<Cluster>,
-    shared: Arc<Shared>,
-    state: Arc<watch::Sender<Arc<State>>>,
-    copy: Option<Copy>,
-}
-
-impl Follower {
-    fn run(&self, mut reader: Option<KafkaReader>) {
-        let mut heard_at = Instant::now();
-        while !self.shared.stopped() {
-            let current = reader.take().filter(|_| heard_at.elapsed() < STALE);
-            match current.map_or_else(|| self.fold(), |reader| self.follow(reader, &mut heard_at)) {
-                Ok(next) => reader = next,
-                Err(error) => {
-                    self.shared.suffers(error.to_string());
-                    let until = Instant::now() + REST;
-                    while !self.shared.stopped() && Instant::now() < until {
-                        std::thread::sleep(WAIT);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Begins anew.
-    fn fold(&self) -> Result<Option<KafkaReader>, ControlError> {
-        let (state, reader) = fold(&self.cluster)?;
-        self.publish(state);
-        *self.shared.problem.lock() = None;
-        Ok(Some(reader))
-    }
-
-    /// One step; no reader afterwards when the topic has to be folded anew.
-    fn follow(
-        &self,
-        mut reader: KafkaReader,
-        heard_at: &mut Instant,
-    ) -> Result<Option<KafkaReader>, ControlError> {
-        let entries = match reader.read(ENTRIES, BYTES, WAIT) {
-            Ok(entries) => entries,
-            Err(ReadError::Gone { .. }) => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
-        if entries.is_empty() {
-            if heard_at.elapsed() >= ASK_EVERY {
-                let end = reader.end()?;
-                let wanted = reader.position();
-                if end < wanted {
-                    return Err(ReadError::Beyond { wanted, end }.into());
-                }
-                *self.shared.problem.lock() = None;
-                *heard_at = Instant::now();
-            }
-            return Ok(Some(reader));
-        }
-        *heard_at = Instant::now();
-        let mut state = State::clone(&self.state.borrow());
-        for entry in entries {
-            if let Err(error) =
-                take(&self.cluster, &mut state, entry.offset, &entry.header, &entry.value)
-            {
-                // the value before it stays in force
-                self.shared.suffers(error.to_string());
-                state.end = entry.offset + 1;
-            }
-        }
-        self.publish(state);
-        Ok(Some(reader))
-    }
-
-    fn publish(&self, next: State) {
-        let changed = self.state.send_if_modified(|state| {
-            let changed = state.values != next.values;
-            *state = Arc::new(next);
-            changed
-        });
-        if changed {
-            self.keep();
-        }
-    }
-
-    /// Writes the copy, where one is kept.
-    fn keep(&self) {
-        let Some(copy) = &self.copy else { return };
-        if let Err(error) = copy.write(&self.state.borrow()) {
-            let path = copy.path.display();
-            tracing::warn!(%error, "no copy of the control state can be kept in {path}");
-        }
-    }
-}
-
-/// The state as a file, for a start without Kafka.
-struct Copy {
-    path: PathBuf,
-    deployment: String,
-}
-
-impl Copy {
-    fn new(path: &Path, deployment: &str) -> Self {
-        Self { path: path.to_owned(), deployment: deployment.to_owned() }
-    }
-
-    fn read(&self) -> Option<State> {
-        let values = serde_json::from_slice(&fs::read(&self.path).ok()?).ok()?;
-        let state = State { values, end: 0 };
-        let ours = Some(&custody_schemas::json::Json::from(self.deployment.as_str()));
-        (state.get(super::DEPLOYMENT) == ours).then_some(state)
-    }
-
-    /// Writes a file that is never half written, for its owner only.
-    fn write(&self, state: &State) -> io::Result<()> {
-        let new = self.path.with_extension("new");
-        let mut options = fs::OpenOptions::new();
-        let file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-        serde_json::to_writer(&file, &state.values)?;
-        file.sync_all()?;
-        fs::rename(&new, &self.path)
     }
 }

@@ -9,9 +9,16 @@
 //! than the one in force is not written but made again, so that two processes which enrol
 //! themselves at once both stay on the keyring. Whoever holds a [`State`] sees one moment of it.
 
+#[cfg(feature = "kafka")]
+mod copy;
 mod file;
 #[cfg(feature = "kafka")]
+mod follow;
+#[cfg(feature = "kafka")]
 mod kafka;
+#[cfg(test)]
+#[cfg(feature = "kafka")]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::io;
