@@ -11,8 +11,14 @@ mod config;
 mod demo;
 #[cfg(feature = "query")]
 mod http;
+mod keys;
+mod metrics;
+#[cfg(feature = "proxy")]
+mod resend;
 mod serve;
+mod telemetry;
 mod token;
+mod topics;
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -20,7 +26,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use config::{Config, Mistakes};
+use config::{Config, Kafka, Mistakes};
 
 /// Wrong usage or configuration (sysexits.h: EX_USAGE).
 const EXIT_USAGE: u8 = 64;
@@ -30,7 +36,7 @@ const EXIT_USAGE: u8 = 64;
     name = "custody",
     version,
     about = "An unbroken, provable chain of custody for everything AI agents do with your data",
-    after_help = "Begin with:\n  custody demo            a synthetic record, agents, and the PHI-access report\n  custody up              proxy, ingest and query in one process\n\nExit codes: 0 done, 1 failed, 3 incomplete (report --strict), 64 wrong usage or configuration"
+    after_help = "Begin with:\n  custody demo            a synthetic record, agents, and the PHI-access report\n  custody up              proxy, ingest and query in one process\n\nApart, with Kafka between them and an object store below:\n  custody topics create   once for each deployment\n  custody keys enrol NAME once for each process that records\n  custody proxy           one for each place where agents are\n  custody ingest          as many as there is work, at most one for each partition\n  custody query           one for each place where people ask\n\nExit codes: 0 done, 1 failed, 3 incomplete (report --strict), 64 wrong usage or configuration"
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -54,6 +60,42 @@ enum Command {
         after_help = "Examples:\n  custody up\n  custody up -c /etc/custody/custody.toml\n  CUSTODY__PROXY__LISTEN=127.0.0.1:7500 custody up"
     )]
     Up(ConfigFile),
+    /// The proxy alone; what it records goes to Kafka.
+    ///
+    /// Its spool keeps everything until Kafka has acknowledged it. On a stop, calls in flight are
+    /// ended, the stream is closed and signed, and the spool is shipped; what could not be shipped
+    /// in time stays and goes at the next start.
+    #[cfg(feature = "proxy")]
+    #[command(
+        args_conflicts_with_subcommands = true,
+        after_help = "Examples:\n  custody proxy -c /etc/custody/custody.toml\n  CUSTODY__DEPLOYMENT__WRITER=edge-2 custody proxy\n  custody proxy resend --stream edge-1/0199… --from 0 --to 5000"
+    )]
+    Proxy {
+        #[command(flatten)]
+        file: ConfigFile,
+        #[command(subcommand)]
+        action: Option<ProxyCommand>,
+    },
+    /// One ingest worker alone: from Kafka into the lake, exactly once.
+    ///
+    /// Workers of one group share the partitions; more of them may come and go at any time.
+    #[cfg(feature = "ingest")]
+    #[command(
+        after_help = "Examples:\n  custody ingest -c /etc/custody/custody.toml\n  CUSTODY__INGEST__LISTEN=127.0.0.1:7471 custody ingest"
+    )]
+    Ingest(ConfigFile),
+    /// One query service alone: the lake, and the tail of Kafka that is not in it yet.
+    #[cfg(feature = "query")]
+    #[command(
+        after_help = "Examples:\n  custody query -c /etc/custody/custody.toml\n  CUSTODY__DEPLOYMENT__WRITER=query-2 CUSTODY__QUERY__LISTEN=127.0.0.1:7481 custody query"
+    )]
+    Query(ConfigFile),
+    /// Makes the topics on Kafka and checks them.
+    #[command(subcommand)]
+    Topics(topics::TopicsCommand),
+    /// Lists those who may record, where the root key is.
+    #[command(subcommand)]
+    Keys(keys::KeysCommand),
     /// Asks a question in SQL; the question is itself recorded.
     #[cfg(feature = "query")]
     #[command(
@@ -90,6 +132,19 @@ enum TokenCommand {
     },
 }
 
+#[cfg(feature = "proxy")]
+#[derive(Subcommand)]
+enum ProxyCommand {
+    /// Sends part of a stream from the spool to Kafka once more; always safe.
+    ///
+    /// What is stored already is recognised and dropped. Shipped segments stay in the spool for 72
+    /// hours unless its disk needs the room.
+    #[command(
+        after_help = "Examples:\n  custody proxy resend --stream edge-1/0199e0a4-… --from 0 --to 5000\n  custody proxy resend -c custody.toml --stream edge-1/0199e0a4-… --from 120 --to 121"
+    )]
+    Resend(resend::Resend),
+}
+
 #[derive(Subcommand)]
 enum ConfigCommand {
     /// Reports every mistake with its line; exit code 64 when there is one.
@@ -116,6 +171,19 @@ impl ConfigFile {
             None => Config::parse("", std::env::vars())
                 .map_err(|mistakes| Mistakes { file: "the environment".into(), mistakes }),
         }
+    }
+
+    /// The configuration of what works only with a journal on Kafka.
+    fn load_for_kafka(&self, command: &str) -> Result<(Config, Kafka), Mistakes> {
+        let config = self.load()?;
+        if let Some(kafka) = config.journal.kafka.clone() {
+            return Ok((config, kafka));
+        }
+        let text = format!(
+            "`{command}` needs [journal] kind = \"kafka\" and brokers; `custody up` does all of it on local disk"
+        );
+        let file = self.file.clone().unwrap_or_else(|| "custody.toml".into());
+        Err(Mistakes { file, mistakes: vec![config::Mistake { line: 0, text }] })
     }
 }
 
@@ -144,7 +212,26 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         #[cfg(feature = "demo")]
         Command::Demo(options) => serve::block_on(demo::run(options)),
         #[cfg(all(feature = "proxy", feature = "ingest", feature = "query"))]
-        Command::Up(file) => serve::role(file.load()?, serve::up::start),
+        Command::Up(file) => serve::role("up", file.load()?, serve::up::start),
+        #[cfg(feature = "proxy")]
+        Command::Proxy { file, action: None } => {
+            let (config, kafka) = file.load_for_kafka("custody proxy")?;
+            serve::role("proxy", config, |config| serve::proxy::start(config, kafka))
+        }
+        #[cfg(feature = "proxy")]
+        Command::Proxy { action: Some(ProxyCommand::Resend(resend)), .. } => resend::run(&resend),
+        #[cfg(feature = "ingest")]
+        Command::Ingest(file) => {
+            let (config, kafka) = file.load_for_kafka("custody ingest")?;
+            serve::role("ingest", config, |config| serve::ingest::start(config, kafka))
+        }
+        #[cfg(feature = "query")]
+        Command::Query(file) => {
+            let (config, kafka) = file.load_for_kafka("custody query")?;
+            serve::role("query", config, |config| serve::query::start(config, kafka))
+        }
+        Command::Topics(command) => topics::run(command),
+        Command::Keys(command) => keys::run(command),
         #[cfg(feature = "query")]
         Command::Sql(question) => serve::block_on(ask::sql(question)),
         #[cfg(feature = "query")]

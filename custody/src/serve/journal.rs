@@ -1,69 +1,129 @@
-//! What every process that records has: its keys, its writer with a spool, and the journal that
-//! others read.
+//! What every process that records has: its keys, the deployment's control state, and a writer
+//! with a spool.
+//!
+//! On local disk the spool is the journal, and a writer enrols itself. On Kafka the spool is
+//! shipped, others read it there, and a writer must have been enrolled where the root key is.
 
 use std::sync::Arc;
 
 use anyhow::Context;
-use custody_journal::control::Control;
+use custody_journal::control::{Control, ControlOptions};
 use custody_journal::keys::Keys;
-use custody_journal::{Journal, Recovery, Writer, WriterOptions};
+use custody_journal::{Journal, Recovery, Writer, WriterOptions, writer};
 use custody_schemas::id::Hash;
-use custody_schemas::seal::keyring::Keyring;
 
-use super::process::Part;
-use crate::config::Config;
+use super::health::Ready;
+use super::kafka;
+use super::process::{Part, Process};
+use super::shipping::Shipping;
+use crate::config::{Config, Durability};
 
-/// The writer of a process that answers for what agents do.
-pub const EDGE: &str = "edge-1";
+/// Who records in this process, and where its spool is.
+#[derive(Clone, Copy, Debug)]
+pub struct Recorder {
+    /// The writer's name where none is configured.
+    pub name: &'static str,
+    /// The folder of the spool in that of the data.
+    pub folder: &'static str,
+    /// Whether what it records waits for Kafka where `[proxy] durability` says so.
+    waits: bool,
+}
+
+/// Whoever answers for what agents do.
+pub const EDGE: Recorder = Recorder { name: "edge-1", folder: "journal", waits: true };
+/// Whoever answers questions, apart from a proxy that may share the folder.
+pub const DESK: Recorder = Recorder { name: "query-1", folder: "query", waits: false };
 
 /// A process's right to record, in use.
 pub struct Recording {
     /// Where events are handed in.
     pub writer: Writer,
-    ring: Keyring,
+    /// What the deployment's processes share.
+    pub control: Control,
+    /// Whose signatures count.
+    pub keys: Keys,
+    /// What carries the spool to Kafka, if there is one.
+    pub shipping: Option<Shipping>,
+    durability: Durability,
 }
 
 impl Recording {
-    /// Opens the spool and lets the writer be listed.
-    pub fn open(config: &Config, usual_name: &str) -> anyhow::Result<Self> {
-        anyhow::ensure!(config.journal.kafka.is_none(), "a journal on Kafka is not connected yet");
-        let name = config.deployment.writer_or(usual_name);
+    /// Opens the spool, after the writer was found on the keyring or put there.
+    pub async fn open(config: &Config, recorder: Recorder) -> anyhow::Result<Self> {
+        if let Some(kafka) = &config.journal.kafka {
+            kafka::look_at(kafka).await;
+        }
+        let config = config.clone();
+        let opening = tokio::task::spawn_blocking(move || Self::open_here(&config, recorder));
+        opening.await.context("opening the spool broke off")?
+    }
+
+    fn open_here(config: &Config, recorder: Recorder) -> anyhow::Result<Self> {
+        let name = config.deployment.writer_or(recorder.name);
         let keys = Keys::new(&config.deployment.keys, &config.deployment.name);
         let signer = keys.writer(&name)?;
-        let mut control = Control::open(&config.deployment.data.join("journal"))?;
-        let ring = keys.enrol(&mut control, &signer)?;
-        let (writer, recovery) = Writer::open(options(config, &name)?, signer)?;
+        let control = control(config, recorder)?;
+        match &config.journal.kafka {
+            Some(_) => keys.admit(&control, &signer)?,
+            None => keys.enrol(&control, &signer)?,
+        };
+        let (writer, recovery) = Writer::open(options(config, recorder, &name)?, signer)?;
         tell(&recovery);
-        Ok(Self { writer, ring })
+        let kafka = config.journal.kafka.as_ref();
+        let shipping = kafka.map(|kafka| Shipping::start(&writer, &kafka.settings)).transpose()?;
+        let durability = recorder.durability(config);
+        Ok(Self { writer, control, keys, shipping, durability })
     }
 
-    /// The journal that holds what is recorded.
-    pub fn journal(&self) -> Arc<dyn Journal> {
-        self.writer.journal()
+    /// The journal that others read, too.
+    pub fn journal(&self, config: &Config) -> anyhow::Result<Arc<dyn Journal>> {
+        match &config.journal.kafka {
+            Some(kafka) => kafka::journal(kafka),
+            None => Ok(self.writer.journal()),
+        }
     }
 
-    /// The writers that the keyring lists, as questions are judged by them.
-    #[cfg(feature = "query")]
-    pub fn listed(&self) -> custody_query::engine::Writers {
-        use custody_query::completeness::ListedWriter;
-        let in_force = self.ring.writers.iter().filter(|key| key.until.is_none());
-        let listed = in_force.map(|key| ListedWriter {
-            name: key.name.clone(),
-            from: key.from,
-            retired: key.retired,
-        });
-        let listed: Vec<_> = listed.collect();
-        Arc::new(move || listed.clone())
-    }
-
-    /// What ends the recording: the stream is closed and signed.
-    pub fn closing(&self) -> Part {
-        let writer = self.writer.clone();
-        Part::start("writer", |stop| async move {
-            stop.cancelled().await;
-            writer.close().await.context("the stream could not be closed").map(drop)
+    /// Whether what is recorded becomes durable where calls wait for it to be.
+    pub fn ready(&self) -> Ready {
+        let watched = self.shipping.clone().filter(|_| self.durability == Durability::Replicated);
+        Arc::new(move || {
+            let Some(status) = watched.as_ref().and_then(Shipping::status) else { return Ok(()) };
+            if status.connected {
+                return Ok(());
+            }
+            let problem = status.problem.unwrap_or_else(|| "it has not answered yet".to_owned());
+            Err(format!("calls wait for Kafka: {problem}"))
         })
     }
+
+    /// What ends the recording after everybody who records: the stream is closed and signed, then
+    /// all of it is shipped.
+    pub fn end_with(self, process: &mut Process) {
+        let writer = self.writer;
+        process.then(Part::start("writer", |stop| async move {
+            stop.cancelled().await;
+            writer.close().await.context("the stream could not be closed").map(drop)
+        }));
+        if let Some(shipping) = self.shipping {
+            process.then(shipping.ending());
+        }
+    }
+}
+
+impl Recorder {
+    /// Only those who answer agents may have to wait for Kafka.
+    fn durability(self, config: &Config) -> Durability {
+        if self.waits { config.proxy.durability } else { Durability::Local }
+    }
+}
+
+/// The deployment's control state; blocks.
+pub fn control(config: &Config, recorder: Recorder) -> anyhow::Result<Control> {
+    let folder = config.deployment.data.join(recorder.folder);
+    let Some(kafka) = &config.journal.kafka else { return Ok(Control::open(&folder)?) };
+    let usual = ControlOptions::new(&config.deployment.name);
+    let options = ControlOptions { copy: Some(folder.join("control.copy")), ..usual };
+    Ok(Control::connect(&kafka.settings, &options)?)
 }
 
 fn tell(recovery: &Recovery) {
@@ -73,8 +133,8 @@ fn tell(recovery: &Recovery) {
     tracing::info!(%stream, size, clean, lost, orphans = recovery.orphans, "the last run");
 }
 
-fn options(config: &Config, name: &str) -> anyhow::Result<WriterOptions> {
-    let dir = config.deployment.data.join("journal");
+fn options(config: &Config, recorder: Recorder, name: &str) -> anyhow::Result<WriterOptions> {
+    let dir = config.deployment.data.join(recorder.folder);
     let hash: Hash = config.hash.parse().context("the configuration's hash")?;
     Ok(WriterOptions {
         origin: config.deployment.name.clone(),
@@ -83,6 +143,10 @@ fn options(config: &Config, name: &str) -> anyhow::Result<WriterOptions> {
         queue: usize::try_from(config.proxy.max_calls)?,
         build: concat!("custody ", env!("CARGO_PKG_VERSION")).to_owned(),
         config_hash: Some(hash),
+        durability: match recorder.durability(config) {
+            Durability::Local => writer::Durability::Local,
+            Durability::Replicated => writer::Durability::Replicated,
+        },
         ..WriterOptions::new(dir, name)
     })
 }

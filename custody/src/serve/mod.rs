@@ -1,13 +1,19 @@
 //! Connects the parts into processes: one file for each role, and what they share.
 
+#[cfg_attr(not(feature = "ingest"), expect(dead_code, reason = "only workers serve nothing else"))]
+pub mod health;
 #[cfg(feature = "ingest")]
 pub mod ingest;
 pub mod journal;
+pub mod kafka;
+#[cfg(any(feature = "ingest", feature = "query"))]
+pub mod lake;
 pub mod process;
 #[cfg(feature = "proxy")]
 pub mod proxy;
 #[cfg(feature = "query")]
 pub mod query;
+pub mod shipping;
 #[cfg(all(feature = "proxy", feature = "ingest", feature = "query"))]
 pub mod up;
 
@@ -18,6 +24,8 @@ use std::time::Duration;
 use process::Process;
 
 use crate::config::Config;
+use crate::metrics;
+use crate::telemetry::{self, Collector};
 
 /// Runs a command's future to its end.
 pub fn block_on(
@@ -31,11 +39,15 @@ pub fn block_on(
 }
 
 /// Starts a role and works until the process is told to stop, which it may be while it starts.
-pub fn role<F>(config: Config, start: impl FnOnce(Config) -> F) -> anyhow::Result<ExitCode>
+pub fn role<F>(
+    name: &'static str,
+    config: Config,
+    start: impl FnOnce(Config) -> F,
+) -> anyhow::Result<ExitCode>
 where
     F: Future<Output = anyhow::Result<Process>>,
 {
-    log_to_stderr();
+    let telemetry = telemetry::start(collector(name, &config))?;
     block_on(async {
         let process = tokio::select! {
             started = start(config) => started?,
@@ -44,35 +56,24 @@ where
                 return Ok(ExitCode::SUCCESS);
             }
         };
+        process.show(metrics::process);
+        let exporting = process.show(|page| telemetry.export(page));
         process.announce()?;
-        process.run(until_stopped()).await
+        let ended = process.run(until_stopped()).await;
+        exporting.finish().await;
+        ended
     })
 }
 
-/// Libraries that print what passes through them, statements and values included, when they are
-/// asked to talk: they never say more than warnings here, whatever `RUST_LOG` wants.
-const QUIET: [&str; 9] = [
-    "sqlparser",
-    "datafusion",
-    "deltalake",
-    "buoyant_kernel",
-    "object_store",
-    "parquet",
-    "hyper",
-    "h2",
-    "rmcp",
-];
-
-/// Diagnostics as lines on standard error; `RUST_LOG` chooses them.
-pub fn log_to_stderr() {
-    use tracing_subscriber::EnvFilter;
-    let chosen = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let quiet = QUIET.iter().filter_map(|target| format!("{target}=warn").parse().ok());
-    let filter = quiet.fold(chosen, EnvFilter::add_directive);
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if lines.try_init().is_err() {
-        tracing::debug!("diagnostics have been set up before");
-    }
+/// Where traces go, and what the process is called there.
+fn collector(role: &'static str, config: &Config) -> Option<Collector> {
+    let endpoint = config.telemetry.otlp_endpoint.clone()?;
+    let about = vec![
+        ("service.name", format!("custody-{role}")),
+        ("service.namespace", config.deployment.name.clone()),
+        ("service.version", env!("CARGO_PKG_VERSION").to_owned()),
+    ];
+    Some(Collector { endpoint, about })
 }
 
 /// Waits for Ctrl-C or SIGTERM.

@@ -4,11 +4,15 @@ use std::future::Future;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::sync::PoisonError;
 
 use anyhow::Context;
+use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+
+use super::health::Page;
 
 /// A running part and the way to stop it. Dropping it asks it to stop, too.
 pub struct Part {
@@ -48,6 +52,8 @@ impl Part {
 /// Parts in the order in which they are to end.
 #[derive(Default)]
 pub struct Process {
+    /// What `/metrics` shows on every listener.
+    pub page: Page,
     parts: Vec<Part>,
     addresses: Vec<(&'static str, SocketAddr)>,
 }
@@ -61,6 +67,11 @@ impl Process {
     /// Says where a part listens.
     pub fn listens(&mut self, name: &'static str, address: SocketAddr) {
         self.addresses.push((name, address));
+    }
+
+    /// Lets a part show what it counts.
+    pub fn show<T>(&self, part: impl FnOnce(&mut Registry) -> T) -> T {
+        part(&mut self.page.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Where `name` listens.

@@ -1,10 +1,11 @@
 //! The proxy: its settings, and the role that runs it alone.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use custody_journal::Writer;
+use custody_proxy::Watched;
 use custody_proxy::config::{Limits, OnAuditFailure, Server};
 use custody_proxy::identity::{Identity, StaticKey};
 use custody_proxy::inspect::{Rule as PathRule, Rules, ToolRule};
@@ -12,28 +13,40 @@ use custody_schemas::event::{Agent, Principal, Recipient};
 use custody_schemas::id::Hash;
 use custody_schemas::words::{Activity, Relation};
 
+use super::journal::{EDGE, Recording};
 use super::process::{Part, Process, listen};
-use crate::config::{self, Config};
+use crate::config::{self, Config, Kafka};
 
 /// The issuer of identities that stand in the configuration itself.
 const ISSUER: &str = "custody.toml";
 
-/// Serves agents; what they do is recorded by `writer`.
+/// `custody proxy`: what it records goes to Kafka.
+pub async fn start(config: Config, _: Kafka) -> anyhow::Result<Process> {
+    let mut process = Process::default();
+    let recording = Recording::open(&config, EDGE).await?;
+    let proxying = serve(&mut process, &config, &recording).await?;
+    process.then(proxying);
+    recording.end_with(&mut process);
+    Ok(process)
+}
+
+/// Serves agents; what they do is recorded.
 pub async fn serve(
     process: &mut Process,
     config: &Config,
-    writer: &Writer,
+    recording: &Recording,
 ) -> anyhow::Result<Part> {
     let settings = settings(config)?;
     let listener = listen(config.proxy.listen, "proxy.listen").await?;
     process.listens("proxy", listener.local_addr()?);
-    let writer = writer.clone();
+    let watched = Watched::new(Arc::clone(&process.page), recording.ready());
+    let writer = recording.writer.clone();
     Ok(Part::start("proxy", |stop| async move {
-        Ok(custody_proxy::run(listener, settings, writer, custody_proxy::Watched::default(), stop)
-            .await?)
+        Ok(custody_proxy::run(listener, settings, writer, watched, stop).await?)
     }))
 }
 
+/// The settings of the proxy.
 fn settings(config: &Config) -> anyhow::Result<custody_proxy::Config> {
     let servers = config.servers.iter().map(server).collect::<anyhow::Result<_>>()?;
     Ok(custody_proxy::Config {

@@ -1,17 +1,33 @@
 //! The query service: its settings, and the role that runs it alone.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use custody_journal::Journal;
+use custody_journal::control::State;
 use custody_lake::Lake;
 use custody_query::access::{Access, Token};
+use custody_query::completeness::ListedWriter;
+use custody_query::engine::Writers;
 use custody_query::http::HttpOptions;
 use custody_query::{Engine, EngineOptions};
 
-use super::journal::Recording;
+use super::journal::{DESK, Recording};
 use super::process::{Part, Process, listen};
-use crate::config::Config;
+use super::{kafka, lake};
+use crate::config::{Config, Kafka};
+
+/// `custody query`: one node of several that answer the same.
+pub async fn start(config: Config, _: Kafka) -> anyhow::Result<Process> {
+    let mut process = Process::default();
+    let recording = Recording::open(&config, DESK).await?;
+    let journal = recording.journal(&config)?;
+    let lake = lake::open(&config).await?;
+    let answering = answer(&mut process, &config, lake, journal, &recording).await?;
+    process.then(answering);
+    recording.end_with(&mut process);
+    Ok(process)
+}
 
 /// Answers questions about `lake` and the tail of `journal`.
 pub async fn answer(
@@ -34,14 +50,45 @@ pub async fn answer(
 /// The settings of the engine.
 fn options(config: &Config, recording: &Recording) -> anyhow::Result<EngineOptions> {
     let usual = EngineOptions::new(config.deployment.data.join("spill"));
+    let (cluster, epoch) = kafka::positions(config);
     Ok(EngineOptions {
+        cluster,
+        epoch,
         memory_bytes: usize::try_from(config.query.memory_bytes)?,
         max_rows: config.query.max_rows,
         deadline: Duration::from_millis(config.query.deadline_ms),
         time_zone: jiff::tz::TimeZone::get(&config.query.time_zone)?,
-        writers: recording.listed(),
+        writers: listed(recording)?,
         ..usual
     })
+}
+
+/// The writers that the keyring lists, whenever somebody asks.
+fn listed(recording: &Recording) -> anyhow::Result<Writers> {
+    let (control, keys) = (recording.control.clone(), recording.keys.clone());
+    let read = move |control: &_| -> anyhow::Result<Vec<ListedWriter>> {
+        let ring = keys.ring(control)?.unwrap_or_default();
+        let in_force = ring.writers.into_iter().filter(|key| key.until.is_none());
+        let listed = |key: custody_schemas::seal::keyring::WriterKey| ListedWriter {
+            name: key.name,
+            from: key.from,
+            retired: key.retired,
+        };
+        Ok(in_force.map(listed).collect())
+    };
+    let last: (Arc<State>, Vec<ListedWriter>) = (control.state(), read(&control)?);
+    let last = Mutex::new(last);
+    Ok(Arc::new(move || {
+        let state = control.state();
+        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+        if !Arc::ptr_eq(&last.0, &state) {
+            match read(&control) {
+                Ok(listed) => *last = (state, listed),
+                Err(error) => tracing::error!(%error, "the last valid keyring stays in force"),
+            }
+        }
+        last.1.clone()
+    }))
 }
 
 /// The settings of the HTTP edge.

@@ -1,28 +1,32 @@
-//! `custody up`: all parts in one process.
+//! `custody up`: all parts in one process, on local disk or on Kafka.
 //!
-//! Start: the writer (which reads back the last run), lake, ingest, query, proxy; each is ready
+//! Start: the writer (which reads back the last run), lake, query, proxy, ingest; each is ready
 //! before the next begins. Stop: the edges first, so that every call in flight gets its ending;
-//! then the writer closes its stream; then ingest carries what is left into the lake.
+//! then the writer closes its stream; then what is in the spool goes to Kafka, if there is one;
+//! then ingest carries what is left into the lake.
 
-use custody_lake::{Lake, LakeOptions};
-
+use super::ingest::Worker;
 use super::journal::{EDGE, Recording};
 use super::process::Process;
-use super::{ingest, proxy, query};
+use super::{lake, proxy, query};
 use crate::config::Config;
 
 /// Starts every part.
 pub async fn start(config: Config) -> anyhow::Result<Process> {
     let mut process = Process::default();
-    let recording = Recording::open(&config, EDGE)?;
-    let journal = recording.journal();
-    let lake = Lake::open(&config.lake.url, &LakeOptions::new(&config.deployment.name)).await?;
-    let carrying = ingest::carry(&config, &journal, lake.clone())?;
+    let recording = Recording::open(&config, EDGE).await?;
+    let journal = recording.journal(&config)?;
+    let lake = lake::open(&config).await?;
+    let worker = match &config.journal.kafka {
+        Some(kafka) => Worker::join(&config, kafka, lake.clone())?,
+        None => Worker::alone(&config, journal.clone(), lake.clone())?,
+    };
+    let carrying = worker.carry();
     let answering = query::answer(&mut process, &config, lake, journal, &recording).await?;
-    let proxying = proxy::serve(&mut process, &config, &recording.writer).await?;
+    let proxying = proxy::serve(&mut process, &config, &recording).await?;
     process.then(proxying);
     process.then(answering);
-    process.then(recording.closing());
+    recording.end_with(&mut process);
     process.then(carrying);
     Ok(process)
 }
