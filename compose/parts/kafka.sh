@@ -186,14 +186,21 @@ kafka_each() {
   fi
 }
 kafka_stop() {
-  local n folders=()
   kafka_settings
-  for ((n = 1; n <= brokers; n++)); do folders+=("$dir/broker-$n"); done
-  end "${folders[@]}"
+  if [[ -n ${1:-} ]]; then kafka_each end "$1"; else end "$dir"/broker-*; fi
 }
 kafka_kill() { kafka_each kill_now "${1:-}"; }
 kafka_pause() { kafka_each stop_clock "${1:-}"; }
 kafka_resume() { kafka_each go_on "${1:-}"; }
 stop_clock() { signal STOP "$1"; }
 go_on() { signal CONT "$1"; }
+# Takes all that the brokers hold, as if their disks were new.
+kafka_wipe() {
+  local n
+  kafka_each kill_now
+  for ((n = 1; n <= brokers; n++)); do
+    rm -rf "$dir/broker-$n/data"
+    kafka_format "$n"
+  done
+}
 kafka_restart() { kafka_each end "${1:-}" && kafka_start; }

@@ -4,7 +4,11 @@
 //! Everything is real: the built executable, real sockets, real files. A test that starts
 //! something holds a value whose `Drop` ends it.
 
+pub mod cluster;
 pub mod http;
 pub mod product;
+pub mod question;
+pub mod services;
+pub mod storm;
 pub mod upstream;
 pub mod wait;

@@ -7,10 +7,10 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use http::Method;
-use serde_json::{Map, Value, json};
+use serde_json::json;
 
-use crate::http::{Answer, send};
+use crate::http::Answer;
+use crate::question::{self, Row};
 
 /// The built executable: `CUSTODY_BIN`, else the one beside this test's own.
 ///
@@ -115,6 +115,23 @@ impl Setup {
     }
 }
 
+/// The lines that a process prints, as they come.
+///
+/// # Errors
+/// When its standard output is not piped.
+pub fn lines(child: &mut Child) -> anyhow::Result<mpsc::Receiver<String>> {
+    let out = child.stdout.take().context("no standard output")?;
+    let (tell, told) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(out).lines().map_while(Result::ok) {
+            if tell.send(line).is_err() {
+                break;
+            }
+        }
+    });
+    Ok(told)
+}
+
 /// A running `custody up`. Dropping it kills it, as a power cut would.
 pub struct Custody {
     child: Child,
@@ -141,15 +158,7 @@ impl Custody {
             command.env("RUST_LOG", "trace").stderr(std::fs::File::create(log)?);
         }
         let mut child = command.spawn()?;
-        let out = child.stdout.take().context("no standard output")?;
-        let (tell, told) = mpsc::channel();
-        std::thread::spawn(move || {
-            for line in BufReader::new(out).lines().map_while(Result::ok) {
-                if tell.send(line).is_err() {
-                    break;
-                }
-            }
-        });
+        let told = lines(&mut child)?;
         let mut custody = Self { child, proxy: String::new(), query: String::new(), data };
         while custody.proxy.is_empty() || custody.query.is_empty() {
             let line = told
@@ -201,22 +210,15 @@ impl Custody {
     /// # Errors
     /// When there is no answer.
     pub async fn ask(&self, statement: &str, accept: &str) -> anyhow::Result<Answer> {
-        let url = format!("{}/v1/sql", self.query);
-        let headers = [("content-type", "application/json"), ("accept", accept)];
-        send(Method::POST, &url, &headers, json!({"sql": statement}).to_string()).await
+        question::ask(&self.query, json!({"sql": statement}), accept).await
     }
 
     /// The rows of a statement's answer, one map each.
     ///
     /// # Errors
     /// When it is refused.
-    pub async fn sql(&self, statement: &str) -> anyhow::Result<Vec<Map<String, Value>>> {
-        let answer = self.ask(statement, "application/x-ndjson").await?;
-        if !answer.status.is_success() {
-            bail!("{statement}: {} {}", answer.status, answer.text());
-        }
-        let lines = answer.body.split(|b| *b == b'\n').filter(|line| !line.is_empty());
-        lines.map(|line| serde_json::from_slice(line).context("a row is no object")).collect()
+    pub async fn sql(&self, statement: &str) -> anyhow::Result<Vec<Row>> {
+        question::sql(&self.query, statement).await
     }
 
     /// The only number of the only row.
@@ -224,8 +226,6 @@ impl Custody {
     /// # Errors
     /// When the answer is anything else.
     pub async fn number(&self, statement: &str) -> anyhow::Result<i64> {
-        let rows = self.sql(statement).await?;
-        let value = rows.first().and_then(|row| row.values().next()).and_then(Value::as_i64);
-        value.with_context(|| format!("{statement} gave no number: {rows:?}"))
+        question::number(&self.query, statement).await
     }
 }

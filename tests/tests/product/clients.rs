@@ -19,7 +19,7 @@ fn clients() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("clients")
 }
 
-fn python() -> PathBuf {
+pub(crate) fn python() -> PathBuf {
     let python = cache().join("python/bin/python");
     assert!(python.exists(), "{} is missing: run tests/tools.sh", python.display());
     python

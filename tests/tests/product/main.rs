@@ -5,6 +5,7 @@
 mod bad_input;
 mod clients;
 mod demo;
+mod distributed;
 mod fidelity;
 mod kill;
 mod line;
