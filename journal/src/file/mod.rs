@@ -83,21 +83,25 @@ impl Shelves {
     }
 
     /// Whose spool it is.
+    #[cfg(feature = "kafka")]
     pub(crate) fn writer(&self) -> &str {
         &self.writer
     }
 
     /// Records, checkpoints and small bodies.
+    #[cfg(feature = "kafka")]
     pub(crate) fn main(&self) -> &Arc<Shelf> {
         &self.main
     }
 
     /// Large bodies.
+    #[cfg(feature = "kafka")]
     pub(crate) fn bulk(&self) -> &Arc<Shelf> {
         &self.bulk
     }
 
     /// The shelves of the spool in `dir` as they are at this moment, whoever writes it.
+    #[cfg(feature = "kafka")]
     pub(crate) fn glimpsed(writer: &str, dir: &Path) -> Result<Self, ReadError> {
         Self::load(writer, dir, None)
     }
@@ -145,6 +149,7 @@ impl FileJournal {
     }
 
     /// Every spool, by its writer's name.
+    #[cfg(feature = "kafka")]
     pub(crate) fn spools(&self) -> &[Shelves] {
         &self.spools
     }

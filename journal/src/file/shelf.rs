@@ -132,12 +132,14 @@ impl Shelf {
     }
 
     /// The folder of its segments.
+    #[cfg(feature = "kafka")]
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
 
     /// About how many bytes are stored from `offset` on: within a segment frames are taken to be
     /// of one length.
+    #[cfg(feature = "kafka")]
     pub(crate) fn bytes_from(&self, offset: u64) -> u64 {
         let state = self.state.lock();
         let behind = |stored: &Stored| {

@@ -113,16 +113,15 @@ impl ProducerContext for Link {
 }
 
 /// Whether the same attempt will fail the same way.
-#[expect(clippy::wildcard_enum_match_arm, reason = "librdkafka has two hundred codes")]
 fn is_lasting(code: &RDKafkaErrorCode) -> bool {
-    match code {
+    matches!(
+        code,
         RDKafkaErrorCode::Authentication
-        | RDKafkaErrorCode::SaslAuthenticationFailed
-        | RDKafkaErrorCode::SSL
-        | RDKafkaErrorCode::TopicAuthorizationFailed
-        | RDKafkaErrorCode::ClusterAuthorizationFailed => true,
-        _ => false,
-    }
+            | RDKafkaErrorCode::SaslAuthenticationFailed
+            | RDKafkaErrorCode::SSL
+            | RDKafkaErrorCode::TopicAuthorizationFailed
+            | RDKafkaErrorCode::ClusterAuthorizationFailed
+    )
 }
 
 #[cfg(test)]

@@ -198,9 +198,14 @@ impl Producer {
 
     /// Asks the cluster why nothing is acknowledged, and says so on the link if it tells.
     pub(crate) fn diagnose(&self) {
+        let link = &self.inner.context().link;
         for topic in [Topic::Bodies, Topic::Events] {
             let name = self.name(topic);
-            let Ok(metadata) = self.inner.client().fetch_metadata(Some(name), ASK) else { return };
+            let metadata = match self.inner.client().fetch_metadata(Some(name), ASK) {
+                Ok(metadata) => metadata,
+                Err(error) if link.problem().is_none() => return link.suffers(explain(&error)),
+                Err(_) => return,
+            };
             let found: Vec<Laid> = metadata.topics().first().map(laid).unwrap_or_default();
             let least = usize::try_from(self.settings.topics.min_in_sync).unwrap_or(0);
             let problem = if found.is_empty() {
@@ -209,7 +214,7 @@ impl Producer {
                 judge_health(name, least, &found)
             };
             if let Some(problem) = problem {
-                return self.inner.context().link.suffers(problem.to_string());
+                return link.suffers(problem.to_string());
             }
         }
     }

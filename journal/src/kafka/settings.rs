@@ -270,18 +270,13 @@ impl OAuth {
 
 /// What librdkafka says, without the value of any setting, and what to do about it.
 pub(crate) fn explain(error: &KafkaError) -> String {
-    let said = match error {
-        KafkaError::ClientConfig(_, description, key, _) => {
-            // the description may quote the value, which may be a secret
-            let description = if key.contains("password") || key.contains("secret") {
-                "its value is refused"
-            } else {
-                description
-            };
-            return format!("Kafka's setting {key:?} cannot be used: {description}");
-        }
-        other => other.to_string(),
-    };
+    if let KafkaError::ClientConfig(_, description, key, _) = error {
+        // the description may quote the value, which may be a secret
+        let is_secret = key.contains("password") || key.contains("secret");
+        let description = if is_secret { "its value is refused" } else { description };
+        return format!("Kafka's setting {key:?} cannot be used: {description}");
+    }
+    let said = error.to_string();
     match error.rdkafka_error_code().and_then(|code| advice(&code)) {
         Some(advice) => format!("{said}: {advice}"),
         None => said,
@@ -301,7 +296,10 @@ pub(crate) fn advice(code: &RDKafkaErrorCode) -> Option<&'static str> {
              name in it"
         }
         RDKafkaErrorCode::Resolve => "check the host names in `brokers` of [journal]",
-        RDKafkaErrorCode::BrokerTransportFailure | RDKafkaErrorCode::AllBrokersDown => {
+        RDKafkaErrorCode::BrokerTransportFailure
+        | RDKafkaErrorCode::AllBrokersDown
+        | RDKafkaErrorCode::OperationTimedOut
+        | RDKafkaErrorCode::RequestTimedOut => {
             "check `brokers` of [journal], that they run, and that this host reaches them"
         }
         RDKafkaErrorCode::UnknownTopic

@@ -7,8 +7,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
-use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
+use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -90,13 +89,6 @@ impl Cluster {
         let report = now(super::create(&settings)).unwrap();
         assert_eq!(report.problems, []);
         settings
-    }
-
-    /// Changes a setting of a topic.
-    pub(crate) fn alter(&self, topic: &str, setting: &str, value: &str) {
-        let config = AlterConfig::new(ResourceSpecifier::Topic(topic)).set(setting, value);
-        let admin = self.admin();
-        now(admin.alter_configs([&config], &AdminOptions::new())).unwrap().remove(0).unwrap();
     }
 
     /// Removes a topic.

@@ -105,7 +105,8 @@ impl State {
     }
 }
 
-#[cfg(all(test, feature = "kafka"))]
+#[cfg(test)]
+#[cfg(feature = "kafka")]
 mod tests {
     use std::path::Path;
 
