@@ -40,7 +40,6 @@ impl Reader {
     }
 
     /// The same for everything in the lane, in its order.
-    #[cfg(feature = "kafka")]
     pub(crate) fn of_all(shelf: Arc<Shelf>, from: u64) -> Result<Self, ReadError> {
         Self::of(shelf, None, from)
     }
