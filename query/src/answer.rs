@@ -22,8 +22,9 @@ use tokio::time::{Instant, timeout_at};
 use crate::audit::Asked;
 use crate::catalog::Tables;
 use crate::completeness::Completeness;
-use crate::engine::{Engine, Pin, Question};
+use crate::engine::{Engine, Question};
 use crate::error::QueryError;
+use crate::pin::Pin;
 use crate::statement;
 
 /// How much longer the asker's end waits than the work itself: a plan that does not yield cannot
@@ -218,7 +219,7 @@ impl Work {
     ) -> Result<(), QueryError> {
         // Nothing of the statement ever leaves these threads, whose stacks it fits.
         let statement = statement::parse(&self.question.sql)?;
-        let session = self.engine.session(tables)?;
+        let session = self.engine.sources().await?.sessions.open(tables)?;
         let plan = statement::plan(&session.state(), statement, &self.question.params).await?;
         let stream = session.execute_logical_plan(plan).await?.execute_stream().await?;
         let asker = begin.take();

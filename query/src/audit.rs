@@ -134,6 +134,8 @@ const fn status(error: &QueryError) -> Status {
         | QueryError::Forbidden { .. }
         | QueryError::Audit(_)
         | QueryError::Unavailable(_)
+        | QueryError::Starting(_)
+        | QueryError::NotYet(_)
         | QueryError::Internal(_) => Status::RpcError,
     }
 }

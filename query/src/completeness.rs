@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
 
+use custody_schemas::event::Event;
 use custody_schemas::id::{Micros, StreamId};
 use custody_schemas::json::Json;
 use custody_schemas::kind::Kind;
@@ -16,6 +17,7 @@ use custody_schemas::words::SubjectStatus;
 use serde::Serialize;
 
 use crate::ranges::Ranges;
+use crate::tail::Taken;
 
 /// A writer that says nothing for this long is silent.
 const SILENT_AFTER_US: u64 = 30_000_000;
@@ -87,6 +89,10 @@ pub(crate) struct Ledger {
     pub(crate) streams: HashMap<StreamId, StreamState>,
     /// Open calls, and whether each is one with protected health information.
     pub(crate) open: HashMap<String, bool>,
+    /// How many subjects of open calls are listed apart from the ending to come.
+    listed: HashMap<String, u64>,
+    /// Ended calls of which fewer subjects are listed than their ending says, and how many fewer.
+    partly: HashMap<String, u64>,
     pub(crate) sums: Sums,
 }
 
@@ -126,8 +132,40 @@ impl Ledger {
         if let (Kind::StreamOpened, Decoded::Event(event)) = (&identity.kind, decoded) {
             self.previous(event.detail.get("previous"));
         }
+        if let (Some(call), Decoded::Event(event)) = (&call, decoded) {
+            self.subjects(call, event);
+        }
         self.count(&identity, call, recognised(decoded));
         Fold::New
+    }
+
+    /// Compares what an ending says with what is listed before it, or late.
+    fn subjects(&mut self, call: &str, event: &Event) {
+        let here = event.data.subjects.len() as u64;
+        if event.kind == Kind::SubjectsListed {
+            self.listed(call, None, here);
+        } else if event.kind == Kind::CallEnded {
+            let said = event.data.subject_count.map_or(0, |count| count.get());
+            let apart = self.listed.remove(call).unwrap_or(0);
+            self.listed(call, Some(said.saturating_sub(here)), apart);
+        }
+    }
+
+    /// Takes note of subjects that are `listed` apart from their call's ending; an ending has `said`
+    /// how many that should be.
+    pub(crate) fn listed(&mut self, call: &str, said: Option<u64>, listed: u64) {
+        if let Some(said) = said {
+            if said > listed {
+                self.partly.insert(call.to_owned(), said - listed);
+            }
+        } else if let Some(missing) = self.partly.get_mut(call) {
+            *missing = missing.saturating_sub(listed);
+            if *missing == 0 {
+                self.partly.remove(call);
+            }
+        } else if self.open.contains_key(call) {
+            *self.listed.entry(call.to_owned()).or_default() += listed;
+        }
     }
 
     fn count(&mut self, event: &Identity, call: Option<String>, recognised: bool) {
@@ -200,6 +238,7 @@ impl Ledger {
             unknown_outcomes: sums.unknown_outcomes,
             phi_calls: sums.phi_calls + open_phi,
             phi_calls_without_patient: sums.phi_calls_without_patient,
+            calls_partly_listed: self.partly.len() as u64,
             undecodable: sums.undecodable,
             conflicts: sums.conflicts,
             duplicates: sums.duplicates,
@@ -209,6 +248,8 @@ impl Ledger {
             integrity_failures: sums.integrity_failures,
             behind: behind + sums.skipped,
             bodies_behind: 0,
+            unheard_since: None,
+            cut: String::new(),
             writers,
             cannot_show: &CANNOT_SHOW,
         }
@@ -352,6 +393,8 @@ pub struct Completeness {
     pub phi_calls: u64,
     /// Ended ones among them without a recognised patient.
     pub phi_calls_without_patient: u64,
+    /// Ended calls of which not every patient is listed.
+    pub calls_partly_listed: u64,
     /// Entries that cannot be understood.
     pub undecodable: u64,
     /// Different records under one identity.
@@ -370,6 +413,10 @@ pub struct Completeness {
     pub behind: u64,
     /// Durable chunks of bodies, or entries between them, that the answer does not hold.
     pub bodies_behind: u64,
+    /// Since when the journal, or a part of it, has not said how far it goes.
+    pub unheard_since: Option<String>,
+    /// Up to where the answer reads: to be named in another question, here or elsewhere.
+    pub cut: String,
     /// Every writer.
     pub writers: Vec<WriterState>,
     /// What no answer can show.
@@ -377,12 +424,25 @@ pub struct Completeness {
 }
 
 impl Completeness {
+    /// With what a question takes beside the ledger's judgement.
+    pub(crate) fn holding(mut self, taken: &Taken, cut: String) -> Self {
+        self.behind += taken.behind;
+        self.bodies_behind += taken.bodies_behind;
+        if let Some(since) = taken.unheard_since {
+            self.unheard_since = Some(text(since));
+            self.through = self.through.min(since);
+            self.complete_through = text(self.through);
+        }
+        Self { cut, ..self }
+    }
+
     /// For the header `custody-completeness`: one line of JSON in ASCII, with the line in words,
-    /// without the lists of writers and of what cannot be shown.
+    /// without the cut and the lists of writers and of what cannot be shown.
     #[must_use]
     pub fn header(&self) -> String {
         let mut value = serde_json::to_value(self).unwrap_or_default();
         if let Some(map) = value.as_object_mut() {
+            map.remove("cut");
             map.remove("writers");
             map.remove("cannot_show");
             map.insert("complete".to_owned(), self.is_complete().into());
@@ -399,13 +459,15 @@ impl Completeness {
         let missing = [
             self.gaps,
             self.lost,
+            self.calls_partly_listed,
             self.undecodable,
             self.conflicts,
             self.degraded_intervals,
             self.integrity_failures,
             self.behind,
         ];
-        missing.iter().all(|count| *count == 0) && self.silent.is_empty()
+        let heard = self.silent.is_empty() && self.unheard_since.is_none();
+        heard && missing.iter().all(|count| *count == 0)
     }
 
     /// One line in words.
@@ -434,6 +496,7 @@ impl Completeness {
         }
         for (count, what) in [
             (self.lost, "lost after they were signed"),
+            (self.calls_partly_listed, "calls of which not every patient is listed"),
             (self.undecodable, "not understood"),
             (self.conflicts, "in conflict"),
             (self.late, "late"),
@@ -445,6 +508,9 @@ impl Completeness {
             if count > 0 {
                 add(format_args!(" · {count} {what}"));
             }
+        }
+        if let Some(since) = &self.unheard_since {
+            add(format_args!(" · the journal has not said how far it goes since {since}"));
         }
         if !self.silent.is_empty() {
             add(format_args!(" · silent: {}", self.silent.join(", ")));

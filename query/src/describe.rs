@@ -39,6 +39,12 @@ const OWN: &[(&str, &str, &str, &str)] = &[
         "bigint",
         "ended ones among them without a recognised patient",
     ),
+    (
+        "completeness",
+        "calls_partly_listed",
+        "bigint",
+        "ended calls of which not every patient is listed",
+    ),
     ("completeness", "undecodable", "bigint", "entries that cannot be understood"),
     ("completeness", "conflicts", "bigint", "different records under one identity"),
     ("completeness", "duplicates", "bigint", "records that were sent again and counted once"),
@@ -48,6 +54,18 @@ const OWN: &[(&str, &str, &str, &str)] = &[
     ("completeness", "integrity_failures", "bigint", "bytes that do not match what was signed"),
     ("completeness", "behind", "bigint", "durable entries that are not in the answer"),
     ("completeness", "bodies_behind", "bigint", "the same for the chunks of bodies"),
+    (
+        "completeness",
+        "unheard_since",
+        "text",
+        "since when the journal has not said how far it goes; NULL while it does",
+    ),
+    (
+        "completeness",
+        "cut",
+        "text",
+        "up to where the answer reads, to be named in another question",
+    ),
     ("completeness", "silent", "text", "writers of which nothing was heard"),
     ("completeness", "line", "text", "the same in words, with what cannot be shown"),
 ];
@@ -110,6 +128,7 @@ pub(crate) fn completeness(c: &Completeness) -> Result<Arc<dyn TableProvider>, D
         ("unknown_outcomes", int(c.unknown_outcomes)),
         ("phi_calls", int(c.phi_calls)),
         ("phi_calls_without_patient", int(c.phi_calls_without_patient)),
+        ("calls_partly_listed", int(c.calls_partly_listed)),
         ("undecodable", int(c.undecodable)),
         ("conflicts", int(c.conflicts)),
         ("duplicates", int(c.duplicates)),
@@ -119,6 +138,8 @@ pub(crate) fn completeness(c: &Completeness) -> Result<Arc<dyn TableProvider>, D
         ("integrity_failures", int(c.integrity_failures)),
         ("behind", int(c.behind)),
         ("bodies_behind", int(c.bodies_behind)),
+        ("unheard_since", text(c.unheard_since.as_deref())),
+        ("cut", text(Some(&c.cut))),
         ("silent", text(Some(&c.silent.join(", ")))),
         ("line", text(Some(&c.line()))),
     ])?)

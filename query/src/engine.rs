@@ -11,17 +11,15 @@
 //! 5. Batches go out one by one under a deadline and a row limit. When the asker leaves, the plan
 //!    is dropped. `query.ended` says how it went.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use arrow::datatypes::SchemaRef;
-use custody_journal::{Journal, Partition, ReadError, Topic, Writer};
-use custody_lake::{Lake, LakeError, Snapshot, Table};
+use custody_journal::writer::AppendError;
+use custody_journal::{Journal, ReadError, Writer};
+use custody_lake::{Lake, LakeError};
 use custody_schemas::id::{Micros, Uint};
 use datafusion::common::DataFusionError;
-use datafusion::prelude::SessionContext;
 use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
@@ -30,26 +28,23 @@ use tokio_util::sync::CancellationToken;
 use crate::access::Asker;
 use crate::answer::{Answer, Work};
 use crate::audit;
-use crate::catalog::Tables;
-use crate::completeness::{Completeness, Ledger, ListedWriter};
-use crate::describe;
+use crate::completeness::{Completeness, ListedWriter};
+use crate::cut::Cut;
 use crate::error::QueryError;
-use crate::files::scan_files;
 use crate::metrics::{self, Metrics, Page};
-use crate::session::{SessionLimits, Sessions, store_url};
+use crate::pin::Pin;
 use crate::size;
+use crate::sources::Sources;
+use crate::start::Start;
 use crate::statement::Params;
-use crate::table::PinnedTable;
-use crate::tail::{Offsets, Tail, Taken};
+use crate::tail::Tail;
 
-/// How long a question waits for the tail to catch up.
-const CATCH_UP: Duration = Duration::from_secs(1);
 /// How long a question waits for a place.
 const WAIT_FOR_PLACE: Duration = Duration::from_secs(5);
-/// How often the tail drops what the lake holds.
-const TRIM_EVERY: Duration = Duration::from_secs(5);
-/// How often a pin is tried; each failure means that the lake has moved on meanwhile.
-const PINS: usize = 5;
+/// How long a question waits for the engine to have started.
+const WAIT_FOR_START: Duration = Duration::from_secs(5);
+/// How long opening waits, so that a small lake is ready when it returns.
+const WAIT_AT_OPEN: Duration = Duration::from_secs(2);
 
 /// Tells which writers the keyring lists, at any time.
 pub type Writers = Arc<dyn Fn() -> Vec<ListedWriter> + Send + Sync>;
@@ -117,8 +112,9 @@ impl EngineOptions {
         }
     }
 
-    fn app_id(&self, partition: &Partition) -> String {
-        format!("{}/{}@{}/{}", self.cluster, partition.topic.name(), self.epoch, partition.name)
+    /// The journal whose offsets a cut names.
+    fn journal(&self) -> String {
+        format!("{}@{}", self.cluster, self.epoch)
     }
 }
 
@@ -131,18 +127,23 @@ pub struct Question {
     pub params: Params,
     /// What the audit calls this kind of question: `sql`, `report/phi-access` …
     pub method: String,
+    /// The cut at which it is asked, as an answer gave it; now when absent.
+    pub cut: Option<String>,
 }
 
 impl Question {
     /// A question in SQL.
     #[must_use]
     pub fn sql(sql: impl Into<String>, params: Params) -> Self {
-        Self { sql: sql.into(), params, method: "sql".to_owned() }
+        Self { sql: sql.into(), params, method: "sql".to_owned(), cut: None }
     }
 
     /// What is recorded of it.
     pub(crate) fn body(&self) -> Vec<u8> {
-        let body = serde_json::json!({ "sql": self.sql, "params": self.params });
+        let mut body = serde_json::json!({ "sql": self.sql, "params": self.params });
+        if let Some(cut) = &self.cut {
+            body["cut"] = cut.as_str().into();
+        }
         body.to_string().into_bytes()
     }
 }
@@ -170,68 +171,50 @@ pub enum OpenError {
 /// Answers questions over the lake and the journal.
 pub struct Engine {
     pub(crate) options: EngineOptions,
-    lake: Lake,
-    tail: Tail,
-    partitions: Vec<Partition>,
-    sessions: Sessions,
+    start: Start,
     writer: Writer,
     metrics: Metrics,
     gate: Arc<Semaphore>,
     stop: CancellationToken,
 }
 
-/// One version of each table, the tail behind it, and what that is worth.
-pub(crate) struct Pin {
-    pub(crate) tables: Tables,
-    pub(crate) completeness: Completeness,
+/// How busy an engine is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Whether it can answer.
+    pub ready: bool,
+    /// Questions that run.
+    pub running: usize,
+    /// Bytes of rows that only the journal holds yet.
+    pub tail_bytes: usize,
+    /// Entries that are durable, as far as was heard, and in no answer yet.
+    pub tail_behind: u64,
 }
 
 impl Engine {
-    /// Sums up what the lake holds, then follows the journal from there. Call it within a Tokio
-    /// runtime that lives as long as the engine.
+    /// Begins to sum up what the lake holds and then to follow the journal from there; a small lake
+    /// is ready when this returns, and of a large one [`ready`](Self::ready) tells. Call it within a
+    /// Tokio runtime that lives as long as the engine.
     ///
     /// # Errors
-    /// [`OpenError`].
+    /// When there is no folder to spill to. Whatever else is in the way is tried again until it is
+    /// not, and told by [`ready`](Self::ready) and to whoever asks.
     pub async fn open(
         lake: Lake,
         journal: Arc<dyn Journal>,
         writer: Writer,
         options: EngineOptions,
     ) -> Result<Arc<Self>, OpenError> {
-        let events = lake.events().snapshot().await?;
-        let bodies = lake.bodies().snapshot().await?;
-        let stores = BTreeMap::from([("events", events.store()), ("bodies", bodies.store())]);
-        let sessions = Sessions::new(
-            stores,
-            SessionLimits {
-                memory_bytes: options.memory_bytes,
-                spill_bytes: options.spill_bytes,
-                spill_dir: options.spill_dir.clone(),
-                parallelism: options.threads,
-                metadata_cache_bytes: 256 << 20,
-            },
-        )?;
-        let partitions: Vec<_> =
-            journal.partitions()?.into_iter().filter(|p| p.topic != Topic::Control).collect();
-        let starts = starts(&options, &partitions, &events, &bodies).await?;
-        let stored = tables(&events, &bodies, &Taken::default(), None)?;
-        let ledger = crate::stored::ledger(&sessions, stored, &events).await?;
-        let tail = Tail::follow(journal.as_ref(), &starts, ledger, options.tail_bytes)?;
+        std::fs::create_dir_all(&options.spill_dir)?;
         let gate = Arc::new(Semaphore::new(options.concurrency.max(1)));
+        let stop = CancellationToken::new();
+        let start = Start::begin(lake, journal, options.clone(), stop.child_token());
         let metrics = Metrics::register(&options.page);
-        let engine = Arc::new(Self {
-            options,
-            lake,
-            tail,
-            partitions,
-            sessions,
-            writer,
-            metrics,
-            gate,
-            stop: CancellationToken::new(),
-        });
+        let engine = Arc::new(Self { options, start, writer, metrics, gate, stop });
         metrics::watch(&engine.options.page, &engine);
-        engine.spawn_trimming();
+        if let Err(stage) = engine.start.within(WAIT_AT_OPEN).await {
+            tracing::info!(stage, "listening before questions can be answered");
+        }
         Ok(engine)
     }
 
@@ -284,7 +267,24 @@ impl Engine {
 
     async fn prepare(&self, question: &Question) -> Result<Pin, QueryError> {
         size::check(&question.sql)?;
-        self.pin().await
+        self.pin(question.cut.as_deref()).await
+    }
+
+    /// Pins the newest versions, with the tail as it is durable now, or what is below a cut.
+    async fn pin(&self, cut: Option<&str>) -> Result<Pin, QueryError> {
+        let journal = self.options.journal();
+        let cut = cut.map(|text| Cut::parse(text, &journal)).transpose()?;
+        let sources = self.sources().await?;
+        let writers = (self.options.writers)();
+        match cut {
+            None => sources.pin(&writers, journal).await,
+            Some(cut) => sources.pin_at(&cut, &writers).await,
+        }
+    }
+
+    /// What answers are made of, when that is known soon.
+    pub(crate) async fn sources(&self) -> Result<Arc<Sources>, QueryError> {
+        self.start.within(WAIT_FOR_START).await.map_err(QueryError::Starting)
     }
 
     /// Threads of their own for one question: whatever it does, the others are not kept waiting, and
@@ -314,7 +314,15 @@ impl Engine {
     /// # Errors
     /// When lake or journal cannot be read.
     pub async fn completeness(&self) -> Result<Completeness, QueryError> {
-        Ok(self.pin().await?.completeness)
+        Ok(self.pin(None).await?.completeness)
+    }
+
+    /// What an answer given at a cut would say of itself.
+    ///
+    /// # Errors
+    /// As [`completeness`](Self::completeness), and when the cut is none or not reached.
+    pub async fn completeness_at(&self, cut: &str) -> Result<Completeness, QueryError> {
+        Ok(self.pin(Some(cut)).await?.completeness)
     }
 
     /// The zone whose days reports mean by a date.
@@ -323,19 +331,31 @@ impl Engine {
         &self.options.time_zone
     }
 
-    /// Whether questions can be answered; what is wrong otherwise.
+    /// Whether questions can be recorded and answered with all that is durable; what is wrong
+    /// otherwise.
     ///
     /// # Errors
     /// A sentence that says what is wrong.
     pub fn ready(&self) -> Result<(), String> {
-        let problem = self.writer.status().problem.or_else(|| self.tail.problem());
-        problem.map_or(Ok(()), Err)
+        if self.gate.is_closed() {
+            return Err("the service is stopping".to_owned());
+        }
+        let sources = self.start.now()?;
+        // Many questions at a time are no fault of the recorder's.
+        let refused = self.writer.slot(0).err();
+        let refused = refused.filter(|error| !matches!(error, AppendError::Busy { .. }));
+        let problem = self.writer.status().problem.or_else(|| Some(refused?.to_string()));
+        problem.or_else(|| sources.problem()).map_or(Ok(()), Err)
     }
 
-    /// Bytes that the tail holds, and questions that run.
-    pub(crate) fn load(&self) -> (usize, usize) {
+    /// How busy it is.
+    #[must_use]
+    pub fn load(&self) -> Load {
         let running = self.options.concurrency.saturating_sub(self.gate.available_permits());
-        (self.tail.bytes(), running)
+        let sources = self.start.now().ok();
+        let tail = sources.as_ref().map(|sources| (sources.tail.bytes(), sources.tail.behind()));
+        let (tail_bytes, tail_behind) = tail.unwrap_or_default();
+        Load { ready: self.ready().is_ok(), running, tail_bytes, tail_behind }
     }
 
     /// Ends every question; no new one is answered.
@@ -343,100 +363,12 @@ impl Engine {
         self.stop.cancel();
         self.gate.close();
     }
-
-    pub(crate) fn session(&self, tables: Tables) -> Result<SessionContext, DataFusionError> {
-        self.sessions.open(tables)
-    }
-
-    /// Pins the newest versions, with the tail as it is durable now.
-    pub(crate) async fn pin(&self) -> Result<Pin, QueryError> {
-        // What is judged is what was there when the question came, or less.
-        let asked_at = now();
-        self.tail.catch_up(CATCH_UP).await;
-        for _ in 0..PINS {
-            let (events, bodies) = self.snapshots().await?;
-            let starts = starts(&self.options, &self.partitions, &events, &bodies).await;
-            let starts = starts.map_err(|e| QueryError::Unavailable(e.to_string()))?;
-            let unreadable = |e: ReadError| QueryError::Unavailable(e.to_string());
-            let writers = (self.options.writers)();
-            let judge = |ledger: &Ledger| ledger.judge(&writers, asked_at, 0);
-            let taken = self.tail.take_with(&starts, judge).map_err(unreadable)?;
-            let Some((taken, mut completeness)) = taken else { continue };
-            completeness.behind += taken.behind;
-            completeness.bodies_behind += taken.bodies_behind;
-            let tables = tables(&events, &bodies, &taken, Some(&completeness))?;
-            return Ok(Pin { tables, completeness });
-        }
-        Err(QueryError::Unavailable("the lake moves on faster than it can be pinned".to_owned()))
-    }
-
-    async fn snapshots(&self) -> Result<(Arc<Snapshot>, Arc<Snapshot>), QueryError> {
-        let of = async |table: &Table| {
-            table.snapshot().await.map_err(|e| QueryError::Unavailable(e.to_string()))
-        };
-        Ok((of(self.lake.events()).await?, of(self.lake.bodies()).await?))
-    }
-
-    /// Drops from the tail what the lake held one round before, for as long as the engine lives.
-    fn spawn_trimming(self: &Arc<Self>) {
-        let engine = Arc::downgrade(self);
-        let stop = self.stop.clone();
-        tokio::spawn(async move {
-            let mut before = Offsets::new();
-            while stop.run_until_cancelled(tokio::time::sleep(TRIM_EVERY)).await.is_some() {
-                let Some(engine) = engine.upgrade() else { return };
-                engine.tail.trim(&before);
-                let Ok((events, bodies)) = engine.snapshots().await else { continue };
-                let held = starts(&engine.options, &engine.partitions, &events, &bodies).await;
-                before = held.unwrap_or(before);
-            }
-        });
-    }
 }
 
 impl Drop for Engine {
     fn drop(&mut self) {
         self.stop.cancel();
     }
-}
-
-/// How far each partition is stored at these versions.
-async fn starts(
-    options: &EngineOptions,
-    partitions: &[Partition],
-    events: &Snapshot,
-    bodies: &Snapshot,
-) -> Result<Offsets, LakeError> {
-    let mut starts = Offsets::new();
-    for partition in partitions {
-        let snapshot = if partition.topic == Topic::Events { events } else { bodies };
-        if let Some(next) = snapshot.txn(&options.app_id(partition)).await? {
-            starts.insert(partition.clone(), next);
-        }
-    }
-    Ok(starts)
-}
-
-/// The tables of a question.
-fn tables(
-    events: &Snapshot,
-    bodies: &Snapshot,
-    taken: &Taken,
-    completeness: Option<&Completeness>,
-) -> Result<Tables, DataFusionError> {
-    let table = |name: &str, snapshot: &Snapshot, tail: &[_]| {
-        let schema: SchemaRef = snapshot.schema();
-        let files = scan_files(snapshot, &schema);
-        PinnedTable::new(&schema, store_url(name)?, files, tail)
-    };
-    let mut tables = Tables::new();
-    tables.insert("events", Arc::new(table("events", events, &taken.events)?));
-    tables.insert("bodies", Arc::new(table("bodies", bodies, &taken.bodies)?));
-    tables.insert("columns", describe::columns()?);
-    if let Some(completeness) = completeness {
-        tables.insert("completeness", describe::completeness(completeness)?);
-    }
-    Ok(tables)
 }
 
 /// The clock.

@@ -65,6 +65,12 @@ pub enum QueryError {
     /// The lake or the journal cannot be read at the moment.
     #[error("the lake or the journal cannot be read: {0}")]
     Unavailable(String),
+    /// The service has begun, but cannot answer yet.
+    #[error("the service is starting: {0}")]
+    Starting(String),
+    /// The question names a cut that this node has not come to.
+    #[error("this node has not come as far as the cut yet: {0}")]
+    NotYet(String),
     /// A fault of this service.
     #[error("{0}")]
     Internal(String),
@@ -80,7 +86,9 @@ impl QueryError {
             Self::Busy { .. } | Self::TooManyRows { .. } | Self::TooMuchMemory(_) => "too_much",
             Self::TimedOut(_) => "timed_out",
             Self::Cancelled => "cancelled",
-            Self::Audit(_) | Self::Unavailable(_) => "unavailable",
+            Self::Audit(_) | Self::Unavailable(_) | Self::Starting(_) | Self::NotYet(_) => {
+                "unavailable"
+            }
             Self::Internal(_) => "internal",
         }
     }
@@ -98,9 +106,11 @@ impl QueryError {
             Self::ReadOnly(_) | Self::Forbidden { .. } => StatusCode::FORBIDDEN,
             Self::Busy { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::TimedOut(_) => StatusCode::GATEWAY_TIMEOUT,
-            Self::Cancelled | Self::Audit(_) | Self::Unavailable(_) => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::Cancelled
+            | Self::Audit(_)
+            | Self::Unavailable(_)
+            | Self::Starting(_)
+            | Self::NotYet(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -130,6 +140,8 @@ impl QueryError {
             Self::Cancelled => "Ask again.",
             Self::Audit(_) => "Nothing was answered; see the journal's disk, then ask again.",
             Self::Unavailable(_) => "See the lake's storage, then ask again.",
+            Self::Starting(_) => "Ask again in a moment; /readyz tells when it is ready.",
+            Self::NotYet(_) => "Ask again in a moment, or another node.",
             Self::Internal(_) => "This is a fault of Custody; please report it with the statement.",
         }
     }

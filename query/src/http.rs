@@ -1,7 +1,8 @@
 //! The HTTP edge: who may ask, what a request looks like, which status an error has.
 //!
 //! `POST /v1/sql`, `GET /v1/reports/phi-access`, `GET /v1/completeness`, `GET /healthz`, `/readyz`,
-//! `/metrics`, and the page at `/`. Every answer carries the header `custody-completeness`.
+//! `/metrics`, and the page at `/`. Every answer carries the headers `custody-completeness` and
+//! `custody-cut`; the latter, as the parameter `cut`, asks for the same rows again, from any node.
 //! Errors are `{"error": {"kind", "message", "hint"}}`.
 
 use std::net::SocketAddr;
@@ -41,6 +42,7 @@ const MAX_REQUEST_BYTES: usize = 1024 * 1024;
 /// How long a request's body may take to arrive.
 const BODY_WITHIN: Duration = Duration::from_secs(10);
 const COMPLETENESS: HeaderName = HeaderName::from_static("custody-completeness");
+const CUT: HeaderName = HeaderName::from_static("custody-cut");
 const QUERY: HeaderName = HeaderName::from_static("custody-query");
 const PERIOD: HeaderName = HeaderName::from_static("custody-period");
 
@@ -179,11 +181,12 @@ impl Edge {
         let mut answer = self.engine.ask(asker, question).await?;
         answer.first().await?;
         let completeness = answer.completeness.header();
+        let cut = answer.completeness.cut.clone();
         let call = answer.call.to_string();
         let mut response = Body::from_stream(encode(answer, format, about)).into_response();
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(format.media_type()));
-        for (name, value) in [(COMPLETENESS, completeness), (QUERY, call)] {
+        for (name, value) in [(COMPLETENESS, completeness), (CUT, cut), (QUERY, call)] {
             if let Ok(value) = HeaderValue::from_str(&value) {
                 headers.insert(name, value);
             }
@@ -192,9 +195,17 @@ impl Edge {
     }
 }
 
+/// What `POST /v1/sql` takes beside its body.
 #[derive(Deserialize)]
-struct FormatOnly {
+struct SqlOptions {
     format: Option<String>,
+    cut: Option<String>,
+}
+
+/// What `GET /v1/completeness` takes.
+#[derive(Deserialize)]
+struct AtCut {
+    cut: Option<String>,
 }
 
 /// What `POST /v1/sql` takes as JSON; any other body is the statement itself.
@@ -206,6 +217,8 @@ struct SqlRequest {
     params: Option<Params>,
     #[serde(default)]
     format: Option<String>,
+    #[serde(default)]
+    cut: Option<String>,
 }
 
 fn header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
@@ -215,7 +228,7 @@ fn header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
 async fn sql(
     State(edge): State<Arc<Edge>>,
     peer: Peer,
-    Query(query): Query<FormatOnly>,
+    Query(query): Query<SqlOptions>,
     headers: HeaderMap,
     request: Request,
 ) -> Result<Response, Refusal> {
@@ -231,18 +244,21 @@ async fn sql(
         header(&headers, &CONTENT_TYPE).is_some_and(|t| t.starts_with("application/json"));
     let request = if is_json {
         serde_json::from_slice(&body).map_err(|error| {
-            let form = r#"{"sql": "SELECT …", "params": [..] or {..}, "format": ".."}"#;
+            let form =
+                r#"{"sql": "SELECT …", "params": [..] or {..}, "format": "..", "cut": ".."}"#;
             QueryError::BadRequest(format!("the body is not of the form {form}: {error}"))
         })?
     } else {
         let sql = String::from_utf8(body.to_vec());
         let sql =
             sql.map_err(|_| QueryError::BadRequest("the statement is not UTF-8".to_owned()))?;
-        SqlRequest { sql, params: None, format: None }
+        SqlRequest { sql, params: None, format: None, cut: None }
     };
     let name = query.format.or(request.format);
     let format = Format::choose(name.as_deref(), header(&headers, &ACCEPT))?;
-    let question = Question::sql(request.sql, request.params.unwrap_or_default());
+    let cut = query.cut.or(request.cut);
+    let question =
+        Question { cut, ..Question::sql(request.sql, request.params.unwrap_or_default()) };
     edge.answer(&asker, question, format, Map::new()).await
 }
 
@@ -287,10 +303,14 @@ async fn phi_access(
 async fn completeness(
     State(edge): State<Arc<Edge>>,
     peer: Peer,
+    Query(at): Query<AtCut>,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
     edge.admit(&headers, &peer, Right::Status)?;
-    let completeness = edge.engine.completeness().await?;
+    let completeness = match at.cut {
+        None => edge.engine.completeness().await?,
+        Some(cut) => edge.engine.completeness_at(&cut).await?,
+    };
     let mut value = serde_json::to_value(&completeness).unwrap_or_default();
     if let Some(map) = value.as_object_mut() {
         map.insert("complete".to_owned(), completeness.is_complete().into());

@@ -108,15 +108,28 @@ impl fmt::Debug for Load {
 impl Collector for Load {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let Some(engine) = self.0.upgrade() else { return Ok(()) };
-        let (tail_bytes, running) = engine.load();
+        let load = engine.load();
         let limit = engine.options.tail_bytes;
+        let behind = usize::try_from(load.tail_behind).unwrap_or(usize::MAX);
         for (name, help, unit, value) in [
-            ("custody_query_running", "Questions being answered", None, running),
+            ("custody_query_running", "Questions being answered", None, load.running),
             (
                 "custody_query_tail",
                 "Memory of rows that the lake does not hold yet",
                 Some(Unit::Bytes),
-                tail_bytes,
+                load.tail_bytes,
+            ),
+            (
+                "custody_query_tail_behind",
+                "Entries of the journal that are durable and in no answer yet",
+                None,
+                behind,
+            ),
+            (
+                "custody_query_ready",
+                "Whether questions can be recorded and answered with all that is durable",
+                None,
+                usize::from(load.ready),
             ),
             (
                 "custody_query_tail_limit",

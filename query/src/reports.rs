@@ -30,6 +30,8 @@ pub struct PhiAccess {
     pub patient: Option<String>,
     /// Name of a tool, or `server/tool`.
     pub tool: Option<String>,
+    /// The cut at which it is asked for; now when absent.
+    pub cut: Option<String>,
     /// The format of the answer.
     pub format: Option<String>,
 }
@@ -94,7 +96,11 @@ impl PhiAccess {
             }
         }
         sql.push_str(" ORDER BY (subject_id IS NULL) DESC, at, call, subject_system, subject_id");
-        Question { sql, params: Params::Map(params), method: "report/phi-access".to_owned() }
+        Question {
+            cut: self.cut.clone(),
+            method: "report/phi-access".to_owned(),
+            ..Question::sql(sql, Params::Map(params))
+        }
     }
 
     /// The filters that were given.

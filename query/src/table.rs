@@ -161,8 +161,27 @@ fn reorder(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, DataF
     Ok(RecordBatch::try_new(Arc::clone(schema), columns)?)
 }
 
-/// Whether the filter compares a selective column with one value.
+/// Kinds of which there are few beside all others.
+const RARE_KINDS: [&str; 3] = ["stream.opened", "stream.closed", "subjects.listed"];
+
+/// Whether the filter selects few rows: it compares a selective column with one value, asks for a
+/// rare kind, or for a flag.
 fn selects_few(filter: &Expr) -> bool {
+    let Expr::BinaryExpr(compared) = filter else { return false };
+    let is = |e: &Expr, column: &str| matches!(e, Expr::Column(c) if c.name == column);
+    let rare = |e: &Expr| {
+        matches!(e, Expr::Literal(ScalarValue::Utf8(Some(kind)), _)
+            if RARE_KINDS.contains(&kind.as_str()))
+    };
+    let flag = |e: &Expr| matches!(e, Expr::BinaryExpr(b) if b.op == Operator::BitwiseAnd && is(&b.left, "flags"));
+    match compared.op {
+        Operator::Eq if is(&compared.left, "kind") && rare(&compared.right) => true,
+        Operator::NotEq if flag(&compared.left) => true,
+        _ => selects_one(filter),
+    }
+}
+
+fn selects_one(filter: &Expr) -> bool {
     let named = |e: &Expr| matches!(e, Expr::Column(c) if SELECTIVE.contains(&c.name.as_str()));
     let fixed = |e: &Expr| matches!(e, Expr::Literal(..));
     matches!(filter, Expr::BinaryExpr(b) if b.op == Operator::Eq

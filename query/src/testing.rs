@@ -1,7 +1,9 @@
 //! A deployment in a temporary folder for the tests of this crate: a real journal, a real lake, and
 //! the smallest possible ingest, which carries as many entries to the lake as a test says.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arrow::array::RecordBatch;
@@ -16,9 +18,9 @@ use custody_lake::{Lake, LakeOptions, Outcome as Committed, TxnStep, columns};
 use custody_schemas::event::{
     Agent, Data, Decision, Draft, Outcome, Principal, Subject, What, Who,
 };
-use custody_schemas::id::{CallId, Uint};
+use custody_schemas::id::{CallId, StreamId, Uint};
 use custody_schemas::kind::Kind;
-use custody_schemas::record;
+use custody_schemas::record::{self, Identity};
 use custody_schemas::seal::key::Signer;
 use custody_schemas::words::{Direction, Effect, Status, SubjectStatus};
 use tempfile::TempDir;
@@ -30,6 +32,8 @@ pub(crate) struct Deployment {
     pub(crate) dir: TempDir,
     pub(crate) lake: Lake,
     pub(crate) writer: Writer,
+    /// Whether files that are carried say what they hold.
+    pub(crate) tagged: AtomicBool,
 }
 
 /// What a test call is.
@@ -57,7 +61,7 @@ impl Deployment {
         let signer = Signer::from_seed("audit.test/edge-1", &[7; 32]).unwrap().0;
         std::fs::create_dir_all(dir.path().join("journal")).unwrap();
         let (writer, _) = Writer::open(options, signer).unwrap();
-        Self { dir, lake, writer }
+        Self { dir, lake, writer, tagged: AtomicBool::new(false) }
     }
 
     pub(crate) fn journal(&self) -> Arc<dyn Journal> {
@@ -78,7 +82,12 @@ impl Deployment {
 
     pub(crate) async fn engine_with(&self, options: EngineOptions) -> Arc<Engine> {
         let journal = self.journal();
-        Engine::open(self.lake.clone(), journal, self.writer.clone(), options).await.unwrap()
+        let engine = Engine::open(self.lake.clone(), journal, self.writer.clone(), options).await;
+        let engine = engine.unwrap();
+        while let Err(stage) = engine.sources().await {
+            tracing::info!(%stage, "still starting");
+        }
+        engine
     }
 
     /// Opens a call.
@@ -155,7 +164,13 @@ impl Deployment {
         self.journal().reader(&partition, 0).unwrap().end().unwrap()
     }
 
-    /// Carries to the lake what the partitions of `topic` hold below `up_to`.
+    /// Carries to the lake what the partitions of `topic` hold below `up_to`, and `engine` sees it.
+    pub(crate) async fn carry_and_tell(&self, engine: &Engine, topic: Topic, up_to: u64) {
+        self.carry(topic, up_to).await;
+        engine.sources().await.unwrap().renew().await.unwrap();
+    }
+
+    /// The same, and nobody is told yet.
     pub(crate) async fn carry(&self, topic: Topic, up_to: u64) {
         let table = match topic {
             Topic::Events => self.lake.events(),
@@ -173,6 +188,7 @@ impl Deployment {
             Topic::Bodies | Topic::Control => (Rows::bodies(), columns::BODIES),
         };
         let entries = reader.read(100_000, 1 << 30, Duration::ZERO).unwrap();
+        let mut held: BTreeMap<StreamId, Vec<(u64, u64)>> = BTreeMap::new();
         for entry in entries.iter().filter(|entry| entry.offset < up_to) {
             let arrival = Arrival {
                 partition: &partition.name,
@@ -183,6 +199,10 @@ impl Deployment {
             match entry.kind {
                 EntryKind::Event => {
                     let decoded = record::decode(&entry.value);
+                    if let record::Decoded::Event(event) = &decoded {
+                        let Identity { stream, seq, .. } = event.identity();
+                        held.entry(stream).or_default().push((seq.get(), seq.get() + 1));
+                    }
                     rows.record(&entry.value, &decoded, Standing::Event, &arrival);
                 }
                 EntryKind::Checkpoint => assert!(rows.checkpoint(&entry.value, &arrival)),
@@ -192,7 +212,12 @@ impl Deployment {
         }
         let mut files = FileSet::new(list);
         files.append(&rows.finish().unwrap()).unwrap();
-        let encoded = files.finish("test", &Default::default()).unwrap();
+        let streams = held.iter().map(|(stream, spans)| (stream, spans.as_slice()));
+        let tags = match self.tagged.load(Ordering::Relaxed) {
+            true => custody_lake::tags::write(&app_id, streams),
+            false => BTreeMap::default(),
+        };
+        let encoded = files.finish("test", &tags).unwrap();
         let files = table.store(&encoded).await.unwrap();
         let step = TxnStep { app_id, start, end: up_to };
         let done = table.commit(&files, &[step]).await.unwrap();

@@ -37,7 +37,7 @@ async fn a_relayed_message_with_phi_is_an_access_with_or_without_a_patient() {
         json!({ "u": "ann", "s": null, "d": null, "status": "relayed" }),
     ];
     assert_eq!(lines(&engine, sql).await, expected);
-    deployment.carry(Topic::Events, deployment.end_offset()).await;
+    deployment.carry_and_tell(&engine, Topic::Events, deployment.end_offset()).await;
     assert_eq!(lines(&engine, sql).await, expected);
     for engine in [&engine, &deployment.engine().await] {
         let judged = engine.completeness().await.unwrap();
@@ -76,10 +76,10 @@ async fn the_same_events_give_the_same_answers_wherever_the_lake_ends() {
     let engine = deployment.engine().await;
     let expected = answers(&engine).await;
     for up_to in 1..=end {
-        deployment.carry(Topic::Events, up_to).await;
         if up_to % 3 == 0 {
             deployment.carry(Topic::Bodies, up_to).await;
         }
+        deployment.carry_and_tell(&engine, Topic::Events, up_to).await;
         let accesses = lines(&engine, QUESTIONS[3]).await;
         assert_eq!(accesses, expected[3], "with {up_to} of {end} entries in the lake");
         if up_to == end / 2 || up_to == end {
@@ -367,6 +367,27 @@ async fn a_statement_as_deep_as_allowed_is_answered_and_a_deeper_one_is_an_error
     }
     let one = lines(&engine, "SELECT 1 AS one").await;
     assert_eq!(one, [json!({ "one": 1 })]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn patients_that_are_not_listed_are_counted_by_the_tail_and_from_the_lake() {
+    let deployment = Deployment::new().await;
+    let many: Vec<String> = (0..400).map(|i| format!("p{i:04}")).collect();
+    let many = crate::testing::Call { patients: many, ..call("ann", "search", &[]) };
+    deployment.run(&many, Status::Ok).await;
+    let (slot, mut draft) = deployment.open(&many).await;
+    draft.kind = custody_schemas::kind::Kind::CallEnded;
+    draft.data.subject_count = Some(custody_schemas::id::Uint::new(100));
+    slot.end(draft, Vec::new()).await.unwrap();
+    let engine = deployment.engine().await;
+    let listed = "SELECT calls_partly_listed AS n, complete FROM completeness";
+    let expected = [json!({ "n": 1, "complete": false })];
+    assert_eq!(lines(&engine, listed).await, expected);
+    let cut = engine.completeness().await.unwrap().cut;
+    deployment.carry(Topic::Events, deployment.end_offset()).await;
+    let fresh = deployment.engine().await;
+    assert_eq!(lines(&fresh, listed).await, expected);
+    assert_eq!(fresh.completeness_at(&cut).await.unwrap().calls_partly_listed, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -100,6 +100,51 @@ fn calls_are_open_until_they_end_and_counted_by_how() {
 }
 
 #[test]
+fn an_ending_whose_listed_patients_are_missing_is_counted_until_they_come() {
+    let call = Some(CallId::from_uuid(uuid::Uuid::now_v7()));
+    let subject = |i: usize| custody_schemas::event::Subject {
+        id: format!("synthetic-{i}"),
+        system: "patient".to_owned(),
+        direction: custody_schemas::words::Direction::Received,
+        categories: Vec::new(),
+        records: None,
+        aliases: Vec::new(),
+    };
+    let subjects: Vec<_> = (0..700).map(subject).collect();
+    let count = Some(Uint::new(700));
+    let (own, parts) = custody_schemas::split_subjects(subjects);
+    let opening = Draft { call, ..Draft::new(Kind::CallRequested) };
+    let part = |i: usize| {
+        let data = Data { subjects: parts[i].clone(), ..Data::default() };
+        Draft { call, data, ..Draft::new(Kind::SubjectsListed) }
+    };
+    let data = Data { subjects: own, subject_count: count, ..Data::default() };
+    let ending = Draft { call, data, ..Draft::new(Kind::CallEnded) };
+    let partly = |order: Vec<Draft>| {
+        let mut ledger = Ledger::default();
+        for (seq, draft) in (0u64..).zip(order) {
+            fold(&mut ledger, &record("a", seq, SECOND, draft));
+        }
+        assert!(ledger.listed.is_empty());
+        let judged = ledger.judge(&[], Uint::new(SECOND), 0);
+        assert_eq!(judged.is_complete(), judged.calls_partly_listed == 0, "{}", judged.line());
+        judged.calls_partly_listed
+    };
+    assert!(parts.len() >= 2);
+    let all = |ending_at: usize| {
+        let mut order: Vec<_> = (0..parts.len()).map(part).collect();
+        order.insert(ending_at, ending.clone());
+        order.insert(0, opening.clone());
+        order
+    };
+    assert_eq!(partly(all(parts.len())), 0);
+    assert_eq!(partly(all(1)), 0, "a part may come late");
+    let mut without = all(parts.len());
+    without.remove(1);
+    assert_eq!(partly(without), 1);
+}
+
+#[test]
 fn events_missing_at_the_end_of_a_run_and_lost_ones_are_told_by_the_next_run() {
     let mut ledger = Ledger::default();
     fold(&mut ledger, &alive("a", 0, SECOND));
