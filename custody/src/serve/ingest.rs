@@ -23,6 +23,7 @@ pub async fn start(config: Config, kafka: Kafka) -> anyhow::Result<Process> {
     process.listens("ingest", listener.local_addr()?);
     let (page, ready) = (Arc::clone(&process.page), worker.ready());
     let telling = |stop| health::serve(listener, page, ready, stop);
+    worker.show(&process);
     process.then(worker.carry());
     process.then(Part::start("health", telling));
     Ok(process)
@@ -59,6 +60,11 @@ impl Worker {
             let problems: Vec<_> = of_group.into_iter().chain(stuck).collect();
             if problems.is_empty() { Ok(()) } else { Err(problems.join("\n")) }
         })
+    }
+
+    /// Lets `process` show how every partition stands.
+    pub fn show(&self, process: &Process) {
+        process.show(|page| custody_ingest::metrics::show(page, &self.ingest));
     }
 
     /// Carries entries until it is stopped; then commits, and leaves the group last.

@@ -5,11 +5,13 @@
 //! shipped, others read it there, and a writer must have been enrolled where the root key is.
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use custody_journal::control::{Control, ControlOptions};
 use custody_journal::keys::Keys;
-use custody_journal::{Journal, Recovery, Writer, WriterOptions, writer};
+use custody_journal::ship::ShipStatus;
+use custody_journal::{Journal, Recovery, Writer, WriterOptions, metrics, writer};
 use custody_schemas::id::Hash;
 
 use super::health::Ready;
@@ -45,6 +47,8 @@ pub struct Recording {
     /// What carries the spool to Kafka, if there is one.
     pub shipping: Option<Shipping>,
     durability: Durability,
+    /// How long a call waits to be recorded.
+    patience: Duration,
 }
 
 impl Recording {
@@ -72,7 +76,8 @@ impl Recording {
         let kafka = config.journal.kafka.as_ref();
         let shipping = kafka.map(|kafka| Shipping::start(&writer, &kafka.settings)).transpose()?;
         let durability = recorder.durability(config);
-        Ok(Self { writer, control, keys, shipping, durability })
+        let patience = Duration::from_millis(config.proxy.audit_wait_ms);
+        Ok(Self { writer, control, keys, shipping, durability, patience })
     }
 
     /// The journal that others read, too.
@@ -86,19 +91,31 @@ impl Recording {
     /// Whether what is recorded becomes durable where calls wait for it to be.
     pub fn ready(&self) -> Ready {
         let watched = self.shipping.clone().filter(|_| self.durability == Durability::Replicated);
+        let patience = self.patience;
         Arc::new(move || {
             let Some(status) = watched.as_ref().and_then(Shipping::status) else { return Ok(()) };
-            if status.connected {
+            let late = waiting(&status) > patience;
+            if status.connected && !late {
                 return Ok(());
             }
-            let problem = status.problem.unwrap_or_else(|| "it has not answered yet".to_owned());
+            let unheard = if late { "it acknowledges nothing" } else { "it has not answered yet" };
+            let problem = status.problem.unwrap_or_else(|| unheard.to_owned());
             Err(format!("calls wait for Kafka: {problem}"))
         })
+    }
+
+    /// Lets `process` show how spool and shipping stand.
+    fn show(&self, process: &Process) {
+        process.show(|page| metrics::spool(page, &self.writer));
+        if let Some(shipping) = self.shipping.clone() {
+            process.show(|page| metrics::ship(page, move || shipping.status()));
+        }
     }
 
     /// What ends the recording after everybody who records: the stream is closed and signed, then
     /// all of it is shipped.
     pub fn end_with(self, process: &mut Process) {
+        self.show(process);
         let writer = self.writer;
         process.then(Part::start("writer", |stop| async move {
             stop.cancelled().await;
@@ -124,6 +141,13 @@ pub fn control(config: &Config, recorder: Recorder) -> anyhow::Result<Control> {
     let usual = ControlOptions::new(&config.deployment.name);
     let options = ControlOptions { copy: Some(folder.join("control.copy")), ..usual };
     Ok(Control::connect(&kafka.settings, &options)?)
+}
+
+/// How long the oldest entry has waited that Kafka has not acknowledged.
+fn waiting(status: &ShipStatus) -> Duration {
+    let Some(at) = status.oldest_unshipped_at else { return Duration::ZERO };
+    let at = UNIX_EPOCH + Duration::from_micros(at.get());
+    SystemTime::now().duration_since(at).unwrap_or_default()
 }
 
 fn tell(recovery: &Recovery) {

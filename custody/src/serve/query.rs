@@ -40,7 +40,8 @@ pub async fn answer(
     let edge = edge(config)?;
     let listener = listen(config.query.listen, "query.listen").await?;
     process.listens("query", listener.local_addr()?);
-    let options = options(config, recording)?;
+    let page = Arc::clone(&process.page);
+    let options = EngineOptions { page, ..options(config, recording)? };
     let engine = Engine::open(lake, journal, recording.writer.clone(), options).await?;
     Ok(Part::start("query", |stop| async move {
         Ok(custody_query::http::run(listener, engine, edge, stop).await?)

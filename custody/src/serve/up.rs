@@ -21,6 +21,7 @@ pub async fn start(config: Config) -> anyhow::Result<Process> {
         Some(kafka) => Worker::join(&config, kafka, lake.clone())?,
         None => Worker::alone(&config, journal.clone(), lake.clone())?,
     };
+    worker.show(&process);
     let carrying = worker.carry();
     let answering = query::answer(&mut process, &config, lake, journal, &recording).await?;
     let proxying = proxy::serve(&mut process, &config, &recording).await?;

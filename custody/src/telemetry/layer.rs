@@ -140,11 +140,8 @@ where
         let mut fields = Fields::default();
         attributes.record(&mut fields);
         let Some(span) = context.span(span) else { return };
-        let around = span.parent().and_then(|parent| {
-            let around =
-                parent.extensions().get::<Open>().map(|open| (open.trace, open.span, open.sampled));
-            around
-        });
+        let place = |open: &Open| (open.trace, open.span, open.sampled);
+        let around = span.parent().and_then(|around| around.extensions().get().map(place));
         let caller = fields.traceparent.map(|caller| (caller.trace, caller.span, caller.sampled));
         let (trace, parent, sampled) = match around.or(caller) {
             Some((trace, parent, sampled)) => (trace, Some(parent), sampled),
