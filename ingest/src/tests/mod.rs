@@ -25,6 +25,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{Assigned, Counts, Ingest, IngestError, Settings};
 
+mod group;
+
 const STREAM: &str = "edge-1/0190c8a0-7b1e-7000-8000-000000000001";
 const DAY_US: u64 = 86_400_000_000;
 
