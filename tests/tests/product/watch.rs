@@ -62,9 +62,9 @@ fn value(samples: &[Value], name: &str, labels: &[(&str, &str)]) -> f64 {
 async fn busy(folder: &Path, more: &str) -> (Custody, Upstream, Upstream) {
     let server = Upstream::start(Behaviour::Echo).await.unwrap();
     let collector = Upstream::start(Behaviour::Answer("{}".into())).await.unwrap();
-    let setup = Setup::default().server("ehr", &server.url(), true).query_lines(
-        &more.replace("COLLECTOR", &collector.url()),
-    );
+    let setup = Setup::default()
+        .server("ehr", &server.url(), true)
+        .query_lines(&more.replace("COLLECTOR", &collector.url()));
     let custody = setup.start(folder).unwrap();
     (custody, server, collector)
 }
@@ -122,7 +122,8 @@ async fn a_call_joins_its_callers_trace_and_reaches_the_server_with_it_unchanged
     assert_eq!(rows[0]["trace"], TRACEPARENT);
     assert!(rows[1]["trace"].is_null());
     assert!(custody.stop().unwrap());
-    let sent: Vec<_> = collector.received().iter().map(|b| String::from_utf8_lossy(b).into_owned()).collect();
+    let sent: Vec<_> =
+        collector.received().iter().map(|b| String::from_utf8_lossy(b).into_owned()).collect();
     let sent = sent.join("\n");
     assert!(!sent.contains(MARY), "{sent}");
     let spans = read_with("spans.py", &sent);
