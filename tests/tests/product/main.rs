@@ -10,3 +10,4 @@ mod fidelity;
 mod kill;
 mod line;
 mod structure;
+mod watch;
