@@ -52,3 +52,19 @@ fn the_proxy_compiles_without_arrow_and_without_a_sql_engine() {
     let ingest = dependencies("custody-ingest", &[]);
     assert!(!ingest.contains("datafusion"), "ingest needs no SQL engine");
 }
+
+#[test]
+fn a_build_of_the_proxy_alone_has_no_sql_engine_no_lake_and_no_web_framework() {
+    let unwanted = |name: &&String| {
+        let beginnings = ["arrow", "datafusion", "parquet", "deltalake", "object_store"];
+        beginnings.iter().any(|word| name.starts_with(word))
+            || ["axum", "rmcp", "reqwest", "sqlparser", "custody-lake"].contains(&name.as_str())
+    };
+    let alone = dependencies("custody", &["--no-default-features", "--features", "proxy"]);
+    let found: Vec<_> = alone.iter().filter(unwanted).collect();
+    assert!(found.is_empty(), "the image of the proxy would hold {found:?}");
+    assert!(alone.contains("rdkafka"), "it would have nowhere to ship to");
+    let full = dependencies("custody", &[]);
+    assert!(full.iter().filter(unwanted).count() > 10, "this test would no longer see them");
+    assert!(alone.len() * 3 < full.len() * 2, "{} of {} crates", alone.len(), full.len());
+}
