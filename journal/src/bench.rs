@@ -16,6 +16,9 @@ use custody_schemas::words::Status;
 
 use crate::{Journal, OutBody, Part, Partition, ReadError, Topic, Writer, WriterOptions};
 
+/// What goes wrong in a measurement.
+pub type Failure = Box<dyn std::error::Error + Send + Sync>;
+
 /// What was measured.
 #[derive(Clone, Copy, Debug)]
 pub struct Figures {
@@ -45,18 +48,13 @@ pub async fn calls(
     callers: usize,
     time: Duration,
     sync: bool,
-) -> Result<Figures, Box<dyn std::error::Error + Send + Sync>> {
+) -> Result<Figures, Failure> {
     let (signer, _) = Signer::from_seed("bench/bench", &[3; 32])?;
     let options = WriterOptions { sync, ..WriterOptions::new(dir, "bench") };
     let (writer, _) = Writer::open(options, signer)?;
     let (before, cpu_before) = (writer.status(), cpu_time());
     let started = Instant::now();
-    let tasks: Vec<_> =
-        (0..callers).map(|_| tokio::spawn(caller(writer.clone(), started + time))).collect();
-    let mut times = Vec::new();
-    for task in tasks {
-        times.extend(task.await??);
-    }
+    let mut times = drive(&writer, callers, started + time).await?;
     let took = started.elapsed();
     let cpu = cpu_time().saturating_sub(cpu_before);
     let after = writer.status();
@@ -88,6 +86,24 @@ fn read_back(writer: &Writer) -> Result<f64, ReadError> {
         }
         read += u32::try_from(entries.len()).unwrap_or(0);
     }
+}
+
+/// Makes calls on `writer` until `until`, each of `callers` tasks one after the other; how long
+/// the two appends of each took.
+///
+/// # Errors
+/// The first append that failed.
+pub async fn drive(
+    writer: &Writer,
+    callers: usize,
+    until: Instant,
+) -> Result<Vec<Duration>, Failure> {
+    let tasks: Vec<_> = (0..callers).map(|_| tokio::spawn(caller(writer.clone(), until))).collect();
+    let mut times = Vec::new();
+    for task in tasks {
+        times.extend(task.await??);
+    }
+    Ok(times)
 }
 
 async fn caller(
@@ -123,7 +139,7 @@ async fn caller(
 }
 
 /// Processor time of this process so far; nothing where `/proc` does not say.
-fn cpu_time() -> Duration {
+pub fn cpu_time() -> Duration {
     const TICK_MS: u64 = 10;
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let behind_name = stat.rsplit(')').next().unwrap_or_default();

@@ -62,15 +62,25 @@ fn one(writer: &Writer, len: usize) -> crate::Appending {
 
 /// Everything that Kafka has of `topic`, partition by partition.
 fn arrived(settings: &KafkaSettings, topic: Topic) -> Vec<Vec<Entry>> {
-    let journal = KafkaJournal::open(settings).unwrap();
-    let partitions = journal.partitions().unwrap().into_iter();
+    let mut read = Err(ReadError::Beyond { wanted: 0, end: 0 });
+    // a broker that was just restarted may not answer at once
+    eventually("Kafka can be read", || {
+        read = read_all(settings, topic);
+        read.is_ok()
+    });
+    read.unwrap()
+}
+
+fn read_all(settings: &KafkaSettings, topic: Topic) -> Result<Vec<Vec<Entry>>, ReadError> {
+    let journal = KafkaJournal::open(settings)?;
+    let partitions = journal.partitions()?.into_iter();
     let read = |partition| {
-        let mut reader = journal.reader(&partition, 0).unwrap();
-        let (end, mut all) = (reader.end().unwrap(), Vec::new());
+        let mut reader = journal.reader(&partition, 0)?;
+        let (end, mut all) = (reader.end()?, Vec::new());
         while reader.position() < end {
-            all.extend(reader.read(10_000, 64 << 20, Duration::from_millis(200)).unwrap());
+            all.extend(reader.read(10_000, 64 << 20, Duration::from_millis(200))?);
         }
-        all
+        Ok(all)
     };
     partitions.filter(|partition| partition.topic == topic).map(read).collect()
 }
@@ -189,14 +199,19 @@ fn a_broker_that_falls_silent_is_noticed_and_nothing_is_lost() {
     let cluster = Cluster::start(1, false);
     let settings = cluster.with_topics(1);
     let dir = tempfile::tempdir().unwrap();
-    let writer = open(options(dir.path()));
+    let writer = open(WriterOptions { durability: Durability::Replicated, ..options(dir.path()) });
     let shipper = Shipper::start(&writer, &settings).unwrap();
     append(&writer, 100, 100);
     shipped(&shipper);
     cluster.tell("pause", None);
-    append(&writer, 100, 100);
+    let mut late = one(&writer, 0);
     eventually("it is noticed", || !shipper.status().connected);
+    let early = async { tokio::time::timeout(Duration::from_millis(100), &mut late).await };
+    assert!(now(early).is_err(), "answered although Kafka is silent");
+    let others: Vec<_> = (0..99).map(|_| one(&writer, 100)).collect();
     cluster.tell("resume", None);
+    now(late).unwrap();
+    assert!(others.into_iter().all(|other| now(other).is_ok()));
     now(writer.close()).unwrap();
     shipped(&shipper);
     assert_eq!(events(&check(&settings)), 202);
