@@ -20,7 +20,9 @@ use super::{Resend, ShipStatus, Shipper, marks, resend};
 use crate::kafka::testing::{Cluster, eventually, now};
 use crate::kafka::{self, KafkaJournal, KafkaSettings, Sasl, Secret};
 use crate::writer::AppendError;
-use crate::{Durability, Entry, EntryKind, Journal, OutBody, Part, Topic, Writer, WriterOptions};
+use crate::{
+    Durability, Entry, EntryKind, Journal, OutBody, Part, ReadError, Topic, Writer, WriterOptions,
+};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
