@@ -86,7 +86,8 @@ impl Topic {
 pub struct Partition {
     /// What it carries.
     pub topic: Topic,
-    /// Its name: the writer's, with `.bulk` behind it for the lane of large bodies.
+    /// Its name: on Kafka its number, on local disk the writer's name, with `.bulk` behind it for
+    /// the lane of large bodies.
     pub name: String,
 }
 
@@ -175,7 +176,8 @@ pub trait Journal: Send + Sync {
     fn reader(&self, partition: &Partition, from: u64) -> Result<Box<dyn Read>, ReadError>;
 
     /// Says that everything below `up_to` is in the lake and may be deleted, after the retention
-    /// time or under disk pressure.
+    /// time or under disk pressure. On Kafka it tells the consumer group, for displays of its lag:
+    /// there the retention time alone deletes.
     ///
     /// Partitions may share their segments: release each of them up to its reader's position, also
     /// where that reader skipped everything and there was nothing to store.
@@ -243,9 +245,14 @@ pub enum ReadError {
         known: u32,
     },
     /// There is no such partition.
-    #[error("the journal has no partition {0:?}")]
+    #[error(
+        "the journal has no partition {} of {}; on Kafka `custody topics check` tells what is \
+         missing, and a topic that was made anew needs another `epoch` in [journal]",
+        .0.name, .0.topic.name()
+    )]
     NoPartition(Partition),
-    /// The operating system's answer.
+    /// The operating system's answer, or that of Kafka's client. Where waiting may help, waiting is
+    /// enough: the same call goes on where it stood.
     #[error("cannot read the journal at {}: {source}", path.display())]
     Io {
         /// The file or folder.

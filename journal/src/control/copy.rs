@@ -30,11 +30,38 @@ impl Copy {
 
     /// Writes a file that is never half written, for its owner only.
     pub(super) fn write(&self, state: &State) -> io::Result<()> {
+        if let Some(folder) = self.path.parent() {
+            fs::create_dir_all(folder)?;
+        }
         let new = self.path.with_extension("new");
         let mut options = fs::OpenOptions::new();
         let file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
         serde_json::to_writer(&file, &state.values)?;
         file.sync_all()?;
         fs::rename(&new, &self.path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_is_for_its_owner_and_its_deployment_only() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("new folder/control.copy");
+        let copy = Copy::new(&path, "audit.example");
+        assert_eq!(copy.read(), None);
+        let mut state = State::default();
+        state.fold(0, DEPLOYMENT.as_bytes(), b"\"audit.example\"").unwrap();
+        state.fold(1, b"pin/a", b"[1,2]").unwrap();
+        copy.write(&state).unwrap();
+        let read = copy.read().unwrap();
+        assert_eq!(read.entries("").collect::<Vec<_>>(), state.entries("").collect::<Vec<_>>());
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(Copy::new(&path, "other.example").read(), None);
+        fs::write(&path, "{").unwrap();
+        assert_eq!(copy.read(), None);
     }
 }

@@ -159,7 +159,8 @@ fn a_process_with_a_copy_starts_while_kafka_is_away_and_one_without_does_not() {
     let settings = cluster.with_topics(1);
     let dir = tempfile::tempdir().unwrap();
     let wait = Duration::from_millis(10);
-    let copy = ControlOptions { copy: Some(dir.path().join("control.json")), wait, ..options() };
+    let copy =
+        ControlOptions { copy: Some(dir.path().join("data/control.copy")), wait, ..options() };
     let first = Control::connect(&settings, &copy).unwrap();
     first.put("pin/a", Some(Json::from("kept"))).unwrap();
     drop(first);
@@ -170,8 +171,6 @@ fn a_process_with_a_copy_starts_while_kafka_is_away_and_one_without_does_not() {
     let started = Control::connect(&settings, &copy).unwrap();
     assert_eq!(started.get("pin/a"), Some(Json::from("kept")));
     assert!(started.problem().is_some_and(|problem| problem.contains("copy")));
-    let other = ControlOptions { deployment: "other.example".to_owned(), ..copy.clone() };
-    assert!(Control::connect(&settings, &other).is_err());
     cluster.tell("restart", None);
     eventually("it follows the topic", || started.problem().is_none());
     started.put("pin/a", Some(Json::from("changed"))).unwrap();

@@ -7,7 +7,7 @@
 use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
@@ -20,8 +20,10 @@ use crate::{Partition, ReadError, Topic};
 
 /// How long an answer is waited for.
 pub(crate) const ANSWER: Duration = Duration::from_secs(5);
+/// How long the reason for an error is waited for, which the client may give a moment later.
+const REASON: Duration = Duration::from_millis(300);
 /// Notices of the client that are taken from its queue at once.
-const NOTICES: usize = 100;
+const NOTICES: usize = 32;
 
 impl ConsumerContext for Link {}
 
@@ -126,13 +128,17 @@ impl Cluster {
         ask: impl FnOnce(&BaseConsumer<Link>) -> Result<T, KafkaError>,
     ) -> Result<T, KafkaError> {
         let answer = ask(&self.client);
+        let link = self.client.context();
+        let until = Instant::now() + REASON;
         for _ in 0..NOTICES {
-            if self.client.poll(Duration::ZERO).is_none() {
-                break;
-            }
+            // whatever it returns was noted by the link
+            drop(self.client.poll(Duration::ZERO));
+        }
+        while answer.is_err() && link.problem().is_none() && Instant::now() < until {
+            drop(self.client.poll(Duration::from_millis(10)));
         }
         if answer.is_ok() {
-            self.client.context().works();
+            link.works();
         }
         answer
     }

@@ -2,14 +2,18 @@
 
 use std::time::{Duration, Instant};
 
+use custody_schemas::json::Json;
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::{events, send};
+use crate::control::{Control, ControlOptions};
 use crate::kafka::testing::{Cluster, eventually, now};
-use crate::kafka::{KafkaAppend, KafkaJournal, KafkaSettings};
+use crate::kafka::{
+    Group, KafkaAppend, KafkaJournal, KafkaSettings, Login, Membership, Sasl, Secret,
+};
 use crate::{Entry, EntryKind, Journal, Partition, ReadError, Topic};
 
 const STEP: Duration = Duration::from_secs(10);
@@ -64,14 +68,17 @@ fn the_gaps_that_transactions_leave_are_passed_and_what_is_not_committed_is_not_
     let journal = KafkaJournal::open(&settings).unwrap();
     let mut at_once = journal.reader(&events(), 0).unwrap();
     let mut waiting = journal.reader(&events(), 0).unwrap();
+    // the broker marks the end of a transaction after it has said that it is ended
+    eventually("both transactions are marked", || at_once.end().unwrap() == 4);
     assert_eq!(texts(&at_once.read(9, 1000, Duration::ZERO).unwrap()), ["first"]);
-    assert_eq!((at_once.position(), at_once.end().unwrap()), (4, 4));
+    assert_eq!(at_once.position(), 4);
     let mut seen = Vec::new();
     eventually("the reader stands at the end", || {
         seen.extend(texts(&waiting.read(9, 1000, Duration::from_millis(50)).unwrap()));
         waiting.position() == 4
     });
     transact(&producer, &topic, "second", true);
+    eventually("the third is marked", || at_once.end().unwrap() == 6);
     for reader in [&mut at_once, &mut waiting] {
         assert_eq!(texts(&reader.read(9, 1000, Duration::ZERO).unwrap()), ["second"]);
         assert_eq!(reader.position(), 6);
@@ -193,4 +200,27 @@ fn a_partition_is_known_by_its_plain_number_only() {
         assert!(matches!(refused, Some(ReadError::NoPartition(_))), "{name}");
     }
     assert!(journal.release(&named(Topic::Control, "0"), 0).is_err());
+}
+
+#[test]
+fn over_tls_with_a_login_all_works_and_a_wrong_password_is_said() {
+    let cluster = Cluster::start(1, true);
+    let settings = cluster.with_topics(1);
+    send(&mut KafkaAppend::open(&settings).unwrap(), numbered(0..3));
+    let journal = KafkaJournal::open(&settings).unwrap();
+    let mut reader = journal.reader(&events(), 0).unwrap();
+    assert_eq!(texts(&reader.read(9, 1000, Duration::ZERO).unwrap()), numbered(0..3));
+    let group = Group::join(&settings, &Membership::new("ingest")).unwrap();
+    eventually("the member has both", || group.assigned().borrow().len() == 2);
+    let control = Control::connect(&settings, &ControlOptions::new("audit.example")).unwrap();
+    control.put("pin/a", Some(Json::from(1u64))).unwrap();
+    let Some(Sasl::ScramSha512(login)) = settings.sasl.clone() else { panic!("no login") };
+    let login = Login { password: Secret::new("a guess"), ..login };
+    let wrong = KafkaSettings { sasl: Some(Sasl::ScramSha512(login)), ..settings };
+    let refused = KafkaJournal::open(&wrong).unwrap().partitions().unwrap_err().to_string();
+    assert!(refused.contains("[journal.sasl]") && !refused.contains("a guess"), "{refused}");
+    let group = Group::join(&wrong, &Membership::new("ingest")).unwrap();
+    eventually("the group says why", || {
+        group.problem().is_some_and(|problem| problem.contains("[journal.sasl]"))
+    });
 }
