@@ -269,3 +269,57 @@ async fn headers_that_pass_are_on_record_and_no_others_pass() {
     );
     assert_eq!(events[1].detail["headers"], map(&[("cache-control", "no-store")]));
 }
+
+#[tokio::test]
+async fn a_trace_context_reaches_the_server_as_it_came_and_none_is_added() {
+    let upstream = Upstream::with_json(ANSWER).await;
+    let bench = Bench::start(upstream.addr, |_| {}).await;
+    let header = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let meta = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00";
+    let traced =
+        CALL.replace("\"name\"", &format!("\"_meta\":{{\"traceparent\":\"{meta}\"}},\"name\""));
+    for (body, headers) in [
+        (CALL, vec![("traceparent", header), ("tracestate", "v=1")]),
+        (&traced, vec![("traceparent", header)]),
+        (CALL, vec![]),
+    ] {
+        bench.send(Method::POST, EHR, &headers, body.to_owned()).await;
+        let seen = upstream.seen().pop().unwrap();
+        assert_eq!(seen.body, body);
+        let passed: Vec<_> =
+            seen.headers.iter().filter(|(name, _)| name.as_str().starts_with("trace")).collect();
+        assert_eq!(passed.len(), headers.len());
+        assert!(headers.iter().all(|(name, value)| seen.headers[*name] == *value));
+    }
+    let events = bench.after_endings(3).await;
+    let traces: Vec<_> = of_kind(&events, &Kind::CallRequested)
+        .iter()
+        .map(|event| event.what.as_ref().unwrap().trace.as_deref())
+        .collect();
+    assert_eq!(traces, [Some(header), Some(meta), None], "what the body says comes first");
+}
+
+#[tokio::test]
+async fn a_proxy_is_not_ready_while_it_cannot_record_or_what_it_waits_for_is_away() {
+    let upstream = Upstream::with_json(ANSWER).await;
+    let away = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let asked = Arc::clone(&away);
+    let ready: crate::Ready = Arc::new(move || {
+        let away = asked.load(std::sync::atomic::Ordering::Relaxed);
+        if away { Err("Kafka does not answer".to_owned()) } else { Ok(()) }
+    });
+    let watched = Watched::new(crate::Page::default(), ready);
+    let bench = Bench::watched(upstream.addr, watched).await;
+    let readyz = async || {
+        let reply = bench.send(Method::GET, "/readyz", &[], "").await;
+        (reply.status, String::from_utf8(reply.body.to_vec()).unwrap())
+    };
+    let (status, why) = readyz().await;
+    assert!(status == 503 && why.contains("Kafka does not answer"), "{status} {why}");
+    away.store(false, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(readyz().await, (200, "ready\n".to_owned()));
+    bench.writer.close().await.unwrap();
+    let (status, why) = readyz().await;
+    assert!(status == 503 && why.contains("closed"), "{status} {why}");
+    assert_eq!(bench.send(Method::GET, "/healthz", &[], "").await.status, 200);
+}

@@ -129,6 +129,19 @@ impl Bench {
         journal: impl FnOnce(&mut WriterOptions),
         change: impl FnOnce(&mut Config),
     ) -> Self {
+        Self::all_of(upstream, Watched::default(), journal, change).await
+    }
+
+    async fn watched(upstream: SocketAddr, watched: Watched) -> Self {
+        Self::all_of(upstream, watched, |_| {}, |_| {}).await
+    }
+
+    async fn all_of(
+        upstream: SocketAddr,
+        watched: Watched,
+        journal: impl FnOnce(&mut WriterOptions),
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut options = options(dir.path());
         journal(&mut options);
@@ -148,7 +161,7 @@ impl Bench {
         let shutdown = CancellationToken::new();
         let (for_run, token) = (writer.clone(), shutdown.clone());
         let task = tokio::spawn(async move {
-            run(listener, config, for_run, Watched::default(), token).await.unwrap();
+            run(listener, config, for_run, watched, token).await.unwrap();
         });
         Self { addr, writer, dir, shutdown, task }
     }
