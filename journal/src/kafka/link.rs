@@ -91,7 +91,11 @@ impl ClientContext for Link {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        let Some(code) = error.rdkafka_error_code() else { return };
+        let Some(mut code) = error.rdkafka_error_code() else { return };
+        // a broker that refuses our certificate says so after the handshake, as far as we see
+        if reason.contains("SSL routines") {
+            code = RDKafkaErrorCode::SSL;
+        }
         let mut problem = self.problem.lock();
         // that all brokers are down follows from what was said of each of them
         if code == RDKafkaErrorCode::AllBrokersDown && problem.is_some() {

@@ -292,8 +292,8 @@ pub(crate) fn advice(code: &RDKafkaErrorCode) -> Option<&'static str> {
              knows this user"
         }
         RDKafkaErrorCode::SSL => {
-            "check [journal.tls]: the authority that signed the broker's certificate, and the host \
-             name in it"
+            "check [journal.tls]: the authority that signed the broker's certificate, the host name \
+             in it, and our own certificate where brokers ask for one"
         }
         RDKafkaErrorCode::Resolve => "check the host names in `brokers` of [journal]",
         RDKafkaErrorCode::BrokerTransportFailure

@@ -270,7 +270,12 @@ pub(crate) fn laid(topic: &MetadataTopic) -> Vec<Laid> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::settings::{Sasl, Secret};
+    use std::io::{Read as _, Write as _};
+    use std::net::TcpListener;
+    use std::thread;
+    use std::time::{SystemTime, UNIX_EPOCH};
+
+    use super::super::settings::{ClientCertificate, Login, OAuth, Sasl, Secret, Security, Tls};
     use super::super::testing::{Cluster, now};
     use super::*;
 
@@ -331,15 +336,79 @@ mod tests {
         let cluster = Cluster::start(1, true);
         let right = cluster.with_topics(1);
         let mut wrong = right.clone();
-        if let Some(Sasl::ScramSha512(login)) = &mut wrong.sasl {
-            login.password = Secret::new("guessed");
-        }
+        let Some(Sasl::ScramSha512(login)) = right.sasl.clone() else { panic!("no login") };
+        let guessed = Secret::new("guessed");
+        wrong.sasl = Some(Sasl::ScramSha512(Login { password: guessed, ..login.clone() }));
         let error = now(check(&wrong)).unwrap_err().to_string();
         assert!(error.contains("[journal.sasl]"), "{error}");
         assert!(!error.contains("guessed"), "{error}");
         let mut stranger = right.clone();
-        stranger.security = super::super::Security::Tls(super::super::Tls::default());
+        stranger.security = Security::Tls(Tls::default());
         let error = now(check(&stranger)).unwrap_err().to_string();
         assert!(error.contains("[journal.tls]"), "{error}");
+
+        let mut other = right.clone();
+        other.sasl = Some(Sasl::ScramSha256(login));
+        assert_eq!(now(check(&other)).unwrap(), []);
+        other.sasl = Some(Sasl::OAuthBearer(OAuth {
+            token_endpoint: identity_provider(),
+            client_id: "edge".to_owned(),
+            client_secret: Secret::new("s3cret"),
+            scope: Some("kafka".to_owned()),
+            extensions: None,
+            ca: None,
+        }));
+        assert_eq!(now(check(&other)).unwrap(), []);
+        let mut by_certificate = right;
+        by_certificate.sasl = None;
+        cluster.said("mtls").clone_into(&mut by_certificate.brokers);
+        let error = now(check(&by_certificate)).unwrap_err().to_string();
+        assert!(error.contains("[journal.tls]"), "without a certificate: {error}");
+        by_certificate.security = Security::Tls(Tls {
+            ca: Some(cluster.said("ca").into()),
+            client: Some(ClientCertificate {
+                certificate: cluster.said("certificate").into(),
+                key: cluster.said("key").into(),
+                key_password: None,
+            }),
+        });
+        assert_eq!(now(check(&by_certificate)).unwrap(), []);
+    }
+
+    /// Gives an unsigned token to whoever asks; where.
+    fn identity_provider() -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let mut request = [0; 4096];
+                let read = stream.read(&mut request).unwrap();
+                assert!(String::from_utf8_lossy(&request[..read]).contains("Basic "));
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+                let claims =
+                    format!(r#"{{"sub":"edge","iat":{now},"exp":{},"scope":"kafka"}}"#, now + 3600);
+                let token = format!("{}.{}.", base64(r#"{"alg":"none"}"#), base64(&claims));
+                let body = format!(
+                    r#"{{"access_token":"{token}","token_type":"Bearer","expires_in":3600}}"#
+                );
+                let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close";
+                write!(stream, "{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).unwrap();
+            }
+        });
+        format!("http://{address}/token")
+    }
+
+    fn base64(text: &str) -> String {
+        const DIGITS: &[u8; 64] =
+            b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+        let mut encoded = String::new();
+        for three in text.as_bytes().chunks(3) {
+            let bits = (0..3)
+                .fold(0, |bits, i| bits << 8 | usize::from(three.get(i).copied().unwrap_or(0)));
+            let digits = (0..=three.len()).map(|i| DIGITS[bits >> (18 - 6 * i) & 63]);
+            encoded.extend(digits.map(char::from));
+        }
+        encoded
     }
 }
