@@ -130,8 +130,9 @@ pub(crate) fn judge_partitions(
         add(
             format!("it has {found} partitions, {asked} are configured"),
             format!(
-                "Run kafka-topics.sh --alter --topic {name} --partitions {asked}, or set \
-                 partitions = {found} in [journal]"
+                "Stop every writer, for a stream stays where it began, and run kafka-topics.sh \
+                 --alter --topic {name} --partitions {asked}; or set partitions = {found} in \
+                 [journal]"
             ),
         );
     } else if found > asked {

@@ -43,7 +43,7 @@ impl fmt::Debug for Secret {
 }
 
 /// How Kafka is reached. `..KafkaSettings::new(brokers)` fills in what is usual.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct KafkaSettings {
     /// Some of the brokers, `host:port` separated by commas.
     pub brokers: String,
@@ -57,6 +57,21 @@ pub struct KafkaSettings {
     pub topics: Topics,
     /// Further settings of librdkafka, by its own names.
     pub extra: BTreeMap<String, String>,
+}
+
+impl fmt::Debug for KafkaSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // of what is set by librdkafka's names anything may be a secret
+        let extra: Vec<_> = self.extra.keys().collect();
+        f.debug_struct("KafkaSettings")
+            .field("brokers", &self.brokers)
+            .field("security", &self.security)
+            .field("sasl", &self.sasl)
+            .field("client_id", &self.client_id)
+            .field("topics", &self.topics)
+            .field("extra", &extra)
+            .finish()
+    }
 }
 
 /// Whether the connection is encrypted.
@@ -336,6 +351,7 @@ mod tests {
     fn a_secret_is_printed_nowhere() {
         let mut settings = KafkaSettings::new("k1:9092");
         settings.sasl = Some(Sasl::ScramSha512(login()));
+        settings.extra.insert("ssl.key.password".to_owned(), "hunter2".to_owned());
         let printed = format!("{settings:?} {:?}", settings.client_config(&[], &[]));
         assert!(printed.contains("edge") && !printed.contains("hunter2"), "{printed}");
         let refused = KafkaError::ClientConfig(

@@ -19,7 +19,7 @@ use super::settings::{KafkaSettings, advice, explain};
 use crate::Topic;
 
 /// How long the cluster has to answer.
-const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(10);
 /// How long one attempt to reach it takes.
 const ATTEMPT: Duration = Duration::from_secs(2);
 
