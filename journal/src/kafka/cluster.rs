@@ -182,6 +182,11 @@ pub(crate) fn failed(place: PathBuf, error: &KafkaError, trouble: Option<String>
     ReadError::io(place, io::Error::new(kind, text))
 }
 
+/// Whether an error says that Kafka cannot be reached, for now.
+pub(crate) fn is_cut_off(error: &KafkaError) -> bool {
+    matches!(kind_of(error), ErrorKind::NotConnected | ErrorKind::TimedOut)
+}
+
 /// What an error is to somebody who asks whether waiting helps.
 fn kind_of(error: &KafkaError) -> ErrorKind {
     match error.rdkafka_error_code() {

@@ -24,7 +24,7 @@ use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 use tokio::sync::watch;
 
-use super::cluster::{Cluster, consumer};
+use super::cluster::{Cluster, consumer, is_cut_off};
 use super::journal::{named, number_of};
 use super::link::Link;
 use super::settings::{KafkaSettings, explain};
@@ -88,8 +88,16 @@ pub struct Group {
 struct Shared {
     assigned: watch::Sender<BTreeSet<Partition>>,
     progress: Arc<Progress>,
-    problem: Mutex<Option<String>>,
+    problem: Mutex<Option<Problem>>,
     stop: AtomicBool,
+}
+
+/// What keeps the process from being a member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Problem {
+    text: String,
+    /// Kafka cannot be reached.
+    cut_off: bool,
 }
 
 impl Group {
@@ -123,7 +131,7 @@ impl Group {
     /// What keeps this process from being a member, when something does.
     #[must_use]
     pub fn problem(&self) -> Option<String> {
-        self.shared.problem.lock().clone()
+        self.shared.problem.lock().as_ref().map(|problem| problem.text.clone())
     }
 
     pub(super) fn progress(&self) -> Arc<Progress> {
@@ -237,7 +245,12 @@ impl Member {
         let names = topics.each_ref().map(|(name, _)| name.as_str());
         let session_ms = self.membership.session.as_millis();
         let (session, beat) = (session_ms.to_string(), (session_ms / 4).max(1).to_string());
-        let usual = [("session.timeout.ms", &*session), ("heartbeat.interval.ms", &*beat)];
+        let usual = [
+            ("session.timeout.ms", &*session),
+            ("heartbeat.interval.ms", &*beat),
+            // topics that are made later, and partitions that are added
+            ("topic.metadata.refresh.interval.ms", "10000"),
+        ];
         let mut fixed = vec![
             ("group.id", &*self.membership.group),
             ("partition.assignment.strategy", "cooperative-sticky"),
@@ -265,7 +278,10 @@ impl Member {
                 Some(member) => self.stay(&member),
                 None => match self.enter() {
                     Ok(entered) => consumer = Some(entered),
-                    Err(error) => *self.shared.problem.lock() = Some(explain(&error)),
+                    Err(error) => {
+                        let problem = Problem { text: explain(&error), cut_off: false };
+                        *self.shared.problem.lock() = Some(problem);
+                    }
                 },
             }
             // whoever is put out has nothing
@@ -284,7 +300,11 @@ impl Member {
         let mut told_at = Instant::now();
         while !self.stopped() {
             match member.poll(POLL) {
-                None | Some(Ok(_)) => self.recovered(member),
+                None | Some(Ok(_)) => {
+                    if !self.assigned_nothing() {
+                        self.recovered(member, false);
+                    }
+                }
                 Some(Err(error)) => {
                     let fatal = matches!(error, KafkaError::MessageConsumptionFatal(_));
                     self.trouble(member, &error, fatal);
@@ -295,6 +315,9 @@ impl Member {
             }
             if told_at.elapsed() >= TELL_EVERY {
                 self.tell(member, CommitMode::Async);
+                if self.is_cut_off() && self.cluster.partitions(Topic::Events).is_ok() {
+                    self.recovered(member, true);
+                }
                 told_at = Instant::now();
             }
         }
@@ -313,9 +336,20 @@ impl Member {
         });
     }
 
-    fn recovered(&self, member: &BaseConsumer<Rebalances>) {
+    fn assigned_nothing(&self) -> bool {
+        self.shared.assigned.borrow().is_empty()
+    }
+
+    /// Whether the problem is that Kafka cannot be reached.
+    fn is_cut_off(&self) -> bool {
+        self.shared.problem.lock().as_ref().is_some_and(|problem| problem.cut_off)
+    }
+
+    /// The problem is over: the connection's when Kafka has answered, any other when the member
+    /// has been given something.
+    fn recovered(&self, member: &BaseConsumer<Rebalances>, answered: bool) {
         let mut problem = self.shared.problem.lock();
-        if problem.is_some() && !self.shared.assigned.borrow().is_empty() {
+        if problem.as_ref().is_some_and(|problem| problem.cut_off == answered) {
             *problem = None;
             member.context().link.works();
         }
@@ -329,11 +363,13 @@ impl Member {
                 ". If another process has the same name in its `instance`, give it its own",
             );
         }
-        let mut problem = self.shared.problem.lock();
-        if problem.as_deref() != Some(&*text) {
-            tracing::warn!(problem = text, "the consumer group");
+        let cut_off = !fatal && is_cut_off(error);
+        let problem = Some(Problem { text, cut_off });
+        let mut known = self.shared.problem.lock();
+        if *known != problem {
+            tracing::warn!(?problem, "the consumer group");
         }
-        *problem = Some(text);
+        *known = problem;
     }
 
     /// Tells the group how far the lake is.

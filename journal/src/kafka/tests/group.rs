@@ -7,11 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions};
+use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::{events, send};
-use crate::kafka::testing::{Cluster, eventually};
+use crate::kafka::testing::{Cluster, eventually, now};
 use crate::kafka::{Group, KafkaAppend, KafkaJournal, KafkaSettings, Membership, Topics};
 use crate::{Journal, Partition, Topic};
 
@@ -49,6 +51,24 @@ fn three_members_share_the_partitions_and_those_who_leave_hand_theirs_on() {
     drop(first);
     eventually("one member has all again", || has(&third).len() == 6);
     assert_eq!(third.problem(), None);
+}
+
+#[test]
+fn topics_that_are_made_later_and_partitions_that_are_added_are_shared_out_too() {
+    let settings = Cluster::shared().deployment(1);
+    let group = Group::join(&settings, &membership(&settings, None)).unwrap();
+    eventually("the member says what is missing", || {
+        group.problem().is_some_and(|problem| problem.contains("custody topics create"))
+    });
+    now(crate::kafka::create(&settings)).unwrap();
+    eventually("the member has both", || has(&group).len() == 2);
+    eventually("nothing is missing any more", || group.problem().is_none());
+    let admin: AdminClient<DefaultClientContext> =
+        settings.client_config(&[], &[]).create().unwrap();
+    let topic = settings.topic(Topic::Events);
+    let more = NewPartitions::new(&topic, 2);
+    now(admin.create_partitions(&[more], &AdminOptions::new())).unwrap();
+    eventually("the member has three", || has(&group).len() == 3);
 }
 
 #[test]
@@ -96,7 +116,7 @@ fn a_member_that_is_a_process() {
     loop {
         let names: Vec<_> = assigned.borrow_and_update().iter().map(|p| p.name.clone()).collect();
         writeln!(std::io::stdout(), "\nassigned {}", names.join(",")).unwrap();
-        crate::kafka::testing::now(assigned.changed()).unwrap();
+        now(assigned.changed()).unwrap();
     }
 }
 

@@ -151,6 +151,8 @@ fn a_broker_that_goes_and_comes_back_costs_time_and_no_entry() {
     let mut reader = journal.reader(&events(), 0).unwrap();
     let mut seen = texts(&reader.read(100, 1_000_000, STEP).unwrap());
     let at = reader.position();
+    let group = Group::join(&settings, &Membership::new("ingest")).unwrap();
+    eventually("the member has both", || group.assigned().borrow().len() == 2);
     cluster.tell("kill", None);
     let away_at = Instant::now();
     let told = reader.end().unwrap_err();
@@ -167,6 +169,7 @@ fn a_broker_that_goes_and_comes_back_costs_time_and_no_entry() {
     });
     assert!(matches!(told, Some(ReadError::Io { .. })), "{told:?}");
     assert!(reader.position() >= at && seen.len() as u64 == reader.position());
+    eventually("the group says so too", || group.problem().is_some());
     let dropped_at = Instant::now();
     drop(journal.reader(&events(), 0));
     assert!(dropped_at.elapsed() < STEP);
@@ -184,6 +187,41 @@ fn a_broker_that_goes_and_comes_back_costs_time_and_no_entry() {
     });
     assert_eq!(seen, numbered(0..600));
     assert_eq!(reader.end().unwrap(), 600);
+    eventually("the member is back", || {
+        group.problem().is_none() && group.assigned().borrow().len() == 2
+    });
+}
+
+/// The broker that leads the partition of events.
+fn leader(settings: &KafkaSettings) -> i32 {
+    let topic = settings.topic(Topic::Events);
+    let metadata = admin(settings).inner().fetch_metadata(Some(&topic), STEP).unwrap();
+    metadata.topics()[0].partitions()[0].leader()
+}
+
+#[test]
+fn a_leader_that_dies_hands_over_and_the_reader_goes_on_in_order() {
+    let cluster = Cluster::start(3, false);
+    let settings = cluster.with_topics(1);
+    let mut append = KafkaAppend::open(&settings).unwrap();
+    send(&mut append, numbered(0..300));
+    let journal = KafkaJournal::open(&settings).unwrap();
+    let mut reader = journal.reader(&events(), 0).unwrap();
+    let mut seen = texts(&reader.read(100, 1_000_000, STEP).unwrap());
+    let (dead, mut sent) = (leader(&settings), 300);
+    cluster.tell("kill", Some(dead));
+    eventually("everything has been read from the next leader", || {
+        if sent < 600 {
+            send(&mut append, numbered(sent..sent + 100));
+            sent += 100;
+        }
+        if let Ok(entries) = reader.read(64, 1_000_000, Duration::from_millis(100)) {
+            seen.extend(texts(&entries));
+        }
+        seen.len() >= 600
+    });
+    assert_eq!(seen, numbered(0..600));
+    assert_ne!(leader(&settings), dead);
 }
 
 #[test]
