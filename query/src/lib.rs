@@ -23,6 +23,7 @@ mod error;
 mod files;
 pub mod http;
 mod json_text;
+mod ledger;
 mod metrics;
 mod pin;
 mod ranges;

@@ -14,11 +14,12 @@ use datafusion::common::DataFusionError;
 use tokio::time::Instant;
 
 use crate::catalog::Tables;
-use crate::completeness::{Completeness, Ledger, ListedWriter};
+use crate::completeness::{Completeness, ListedWriter};
 use crate::cut::Cut;
 use crate::describe;
 use crate::engine::now;
 use crate::error::QueryError;
+use crate::ledger::Ledger;
 use crate::slice::{Below, Slice};
 use crate::sources::{Sources, View};
 use crate::stored;

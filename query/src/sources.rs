@@ -12,8 +12,8 @@ use custody_lake::{Lake, LakeError, Snapshot, Table, app_id};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use crate::completeness::Ledger;
 use crate::engine::{EngineOptions, OpenError, now};
+use crate::ledger::Ledger;
 use crate::session::{SessionLimits, Sessions};
 use crate::slice::Slice;
 use crate::stored;

@@ -11,9 +11,9 @@ use custody_schemas::seal::{FLAG_OUTCOME_UNKNOWN, FLAG_SUBJECTS_PARTIAL, FLAG_UN
 use datafusion::prelude::SessionContext;
 
 use crate::catalog::Tables;
-use crate::completeness::{Ledger, Sums};
 use crate::describe;
 use crate::error::QueryError;
+use crate::ledger::{Ledger, Sums};
 use crate::session::Sessions;
 use crate::slice::Slice;
 use crate::sources::View;

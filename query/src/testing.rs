@@ -81,7 +81,14 @@ impl Deployment {
     }
 
     pub(crate) async fn engine_with(&self, options: EngineOptions) -> Arc<Engine> {
-        let journal = self.journal();
+        self.engine_over(self.journal(), options).await
+    }
+
+    pub(crate) async fn engine_over(
+        &self,
+        journal: Arc<dyn Journal>,
+        options: EngineOptions,
+    ) -> Arc<Engine> {
         let engine = Engine::open(self.lake.clone(), journal, self.writer.clone(), options).await;
         let engine = engine.unwrap();
         while let Err(stage) = engine.sources().await {
@@ -172,22 +179,37 @@ impl Deployment {
 
     /// The same, and nobody is told yet.
     pub(crate) async fn carry(&self, topic: Topic, up_to: u64) {
+        let partition = Partition { topic, name: "edge-1".to_owned() };
+        self.carry_from(self.journal().as_ref(), "file", &partition, up_to).await;
+    }
+
+    /// The same from a partition of another journal.
+    pub(crate) async fn carry_from(
+        &self,
+        journal: &dyn Journal,
+        cluster: &str,
+        partition: &Partition,
+        up_to: u64,
+    ) {
+        let topic = partition.topic;
         let table = match topic {
             Topic::Events => self.lake.events(),
             Topic::Bodies | Topic::Control => self.lake.bodies(),
         };
-        let partition = Partition { topic, name: "edge-1".to_owned() };
-        let app_id = format!("file/{}@1/{}", topic.name(), partition.name);
+        let app_id = format!("{cluster}/{}@1/{}", topic.name(), partition.name);
         let start = table.snapshot().await.unwrap().txn(&app_id).await.unwrap();
         if start.unwrap_or(0) >= up_to {
             return;
         }
-        let mut reader = self.journal().reader(&partition, start.unwrap_or(0)).unwrap();
+        let mut reader = journal.reader(partition, start.unwrap_or(0)).unwrap();
         let (mut rows, list) = match topic {
             Topic::Events => (Rows::events(), columns::EVENTS),
             Topic::Bodies | Topic::Control => (Rows::bodies(), columns::BODIES),
         };
-        let entries = reader.read(100_000, 1 << 30, Duration::ZERO).unwrap();
+        let mut entries = Vec::new();
+        while reader.position() < up_to {
+            entries.extend(reader.read(100_000, 1 << 30, Duration::from_secs(1)).unwrap());
+        }
         let mut held: BTreeMap<StreamId, Vec<(u64, u64)>> = BTreeMap::new();
         for entry in entries.iter().filter(|entry| entry.offset < up_to) {
             let arrival = Arrival {

@@ -1,5 +1,7 @@
 //! The engine over a real journal and a real lake.
 
+mod kafka;
+
 use std::sync::Arc;
 use std::time::Duration;
 

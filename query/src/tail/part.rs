@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use super::Shared;
 use super::ends::Ends;
 use super::kept::{Held, Kept};
-use crate::completeness::Fold;
+use crate::ledger::Fold;
 
 /// How long one read waits for something new.
 const READ_WAIT: Duration = Duration::from_millis(100);

@@ -28,7 +28,7 @@ use futures::future::join_all;
 use parking_lot::{Mutex, RwLock};
 use tokio::time::{Instant, timeout_at};
 
-use crate::completeness::Ledger;
+use crate::ledger::Ledger;
 use kept::Change;
 use part::Part;
 
