@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::ConfigFile;
 use crate::config::Config;
-use crate::serve::journal::{EDGE, control};
+use crate::serve::journal::control;
 
 /// `custody keys …`
 #[derive(Subcommand)]
@@ -59,7 +59,7 @@ pub fn run(command: KeysCommand) -> anyhow::Result<ExitCode> {
 fn enrol(name: &str, vkey: Option<&str>, options: &Options) -> anyhow::Result<ExitCode> {
     let config = options.file.load()?;
     let keys = keys(&config);
-    let control = control(&config, EDGE)?;
+    let control = control(&config, None)?;
     let ring = match vkey {
         Some(vkey) => keys.enrol_vkey(&control, name, vkey)?,
         None => keys.enrol(&control, &keys.writer(name)?)?,
@@ -82,7 +82,7 @@ fn enrol(name: &str, vkey: Option<&str>, options: &Options) -> anyhow::Result<Ex
 
 fn list(options: &Options) -> anyhow::Result<ExitCode> {
     let config = options.file.load()?;
-    let ring = keys(&config).ring(&control(&config, EDGE)?)?.unwrap_or_default();
+    let ring = keys(&config).ring(&control(&config, None)?)?.unwrap_or_default();
     if options.json {
         return show_json(&ring);
     }

@@ -200,11 +200,22 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             let mut stderr = std::io::stderr().lock();
-            drop(writeln!(stderr, "custody: {error:#}"));
+            drop(writeln!(stderr, "custody: {}", told(&error)));
             let usage = error.downcast_ref::<Mistakes>().is_some();
             ExitCode::from(if usage { EXIT_USAGE } else { 1 })
         }
     }
+}
+
+/// An error with its causes, each told once: many of ours tell their cause themselves.
+fn told(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {

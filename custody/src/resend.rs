@@ -41,12 +41,7 @@ pub fn run(command: &Resend) -> anyhow::Result<ExitCode> {
         command.from,
         command.to
     );
-    let stream: StreamId = command.stream.parse().with_context(|| {
-        format!(
-            "--stream {:?} is no stream: write it as events name it, writer/run",
-            command.stream
-        )
-    })?;
+    let stream: StreamId = command.stream.parse().context("--stream names no stream")?;
     let what = ship::Resend {
         dir: folder(&config, &stream),
         seqs: command.from..=command.to,

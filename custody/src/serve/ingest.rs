@@ -1,6 +1,6 @@
 //! Ingest: its settings, and the role that runs one worker alone.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use custody_ingest::{Assigned, Ingest, Settings};
@@ -51,9 +51,11 @@ impl Worker {
 
     /// Whether everything moves that this worker carries.
     pub fn ready(&self) -> Ready {
-        let (ingest, group) = (Arc::clone(&self.ingest), self.group.clone());
+        // whoever only watches does not keep this worker in the group
+        let (ingest, group) = (Arc::clone(&self.ingest), self.group.as_ref().map(Arc::downgrade));
         Arc::new(move || {
-            let apart = group.as_ref().and_then(|group| group.problem());
+            let group = group.as_ref().and_then(Weak::upgrade);
+            let apart = group.and_then(|group| group.problem());
             let of_group = apart.map(|problem| format!("the consumer group: {problem}"));
             let stuck = ingest.status().into_iter().filter(|partition| partition.assigned);
             let stuck = stuck.filter_map(|p| Some(format!("{}: {}", p.app_id, p.problem?)));

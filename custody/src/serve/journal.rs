@@ -4,6 +4,7 @@
 //! On local disk the spool is the journal, and a writer enrols itself. On Kafka the spool is
 //! shipped, others read it there, and a writer must have been enrolled where the root key is.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -66,7 +67,8 @@ impl Recording {
         let name = config.deployment.writer_or(recorder.name);
         let keys = Keys::new(&config.deployment.keys, &config.deployment.name);
         let signer = keys.writer(&name)?;
-        let control = control(config, recorder)?;
+        let folder = config.deployment.data.join(recorder.folder);
+        let control = control(config, Some(folder.join("control.copy")))?;
         match &config.journal.kafka {
             Some(_) => keys.admit(&control, &signer)?,
             None => keys.enrol(&control, &signer)?,
@@ -134,12 +136,12 @@ impl Recorder {
     }
 }
 
-/// The deployment's control state; blocks.
-pub fn control(config: &Config, recorder: Recorder) -> anyhow::Result<Control> {
-    let folder = config.deployment.data.join(recorder.folder);
-    let Some(kafka) = &config.journal.kafka else { return Ok(Control::open(&folder)?) };
-    let usual = ControlOptions::new(&config.deployment.name);
-    let options = ControlOptions { copy: Some(folder.join("control.copy")), ..usual };
+/// The deployment's control state, with a copy for starts without Kafka where one is wanted; blocks.
+pub fn control(config: &Config, copy: Option<PathBuf>) -> anyhow::Result<Control> {
+    let Some(kafka) = &config.journal.kafka else {
+        return Ok(Control::open(&config.deployment.data.join(EDGE.folder))?);
+    };
+    let options = ControlOptions { copy, ..ControlOptions::new(&config.deployment.name) };
     Ok(Control::connect(&kafka.settings, &options)?)
 }
 

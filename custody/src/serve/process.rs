@@ -36,7 +36,7 @@ impl Part {
             let _guard = guard;
             let result = running.await;
             if let Err(error) = &result {
-                tracing::error!(error = format!("{error:#}"), "{name} ended");
+                tracing::error!(error = crate::told(error), "{name} ended");
             }
             result
         });
