@@ -8,7 +8,7 @@
 
 cluster_up() {
   local brokers=1 sasl='' durability=local proxies=2 workers=2 queries=2 partitions=3
-  local parent='' temporary='' name
+  local parent='' temporary='' free=no name
   while [[ $# -gt 0 ]]; do
     case $1 in
       --brokers) brokers=${2:?--brokers wants 1 or 3} && shift 2 ;;
@@ -18,6 +18,7 @@ cluster_up() {
       --workers) workers=${2:?--workers wants a number} && shift 2 ;;
       --queries) queries=${2:?--queries wants a number} && shift 2 ;;
       --partitions) partitions=${2:?--partitions wants a number} && shift 2 ;;
+      --free-ports) free=yes && shift ;;
       --parent) parent=${2:?--parent wants a process id} && shift 2 ;;
       --temporary) temporary=--temporary && shift ;;
       *) usage "up: '$1' is not an option" ;;
@@ -78,7 +79,7 @@ cluster_port() {
   number=${!variable:-}
   if [[ -z $number && -f $file ]]; then number=$(<"$file"); fi
   if [[ -z $number ]]; then
-    if listening "$2" 2>/dev/null; then number=$(port); else number=$2; fi
+    if [[ ${free:-no} == yes ]] || listening "$2" 2>/dev/null; then number=$(port); else number=$2; fi
   fi
   mkdir -p "$dir/$1"
   printf '%s\n' "$number" | tee "$file"

@@ -116,14 +116,20 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Makes the topics.
+    /// Makes the topics and lists these writers.
     ///
     /// # Errors
-    /// With what `custody topics create` says.
-    pub fn create_topics(&self) -> anyhow::Result<()> {
-        let output = self.run(&["topics", "create"])?;
+    /// With what `custody topics create` or `custody keys enrol` says.
+    pub fn prepare(&self, writers: &[&str]) -> anyhow::Result<()> {
+        self.done(&["topics", "create"])?;
+        writers.iter().try_for_each(|writer| self.done(&["keys", "enrol", writer]))
+    }
+
+    /// Runs a command that must succeed.
+    fn done(&self, arguments: &[&str]) -> anyhow::Result<()> {
+        let output = self.run(arguments)?;
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        if output.status.success() { Ok(()) } else { bail!("topics create: {said}") }
+        if output.status.success() { Ok(()) } else { bail!("{}: {said}", arguments.join(" ")) }
     }
 
     /// Runs `custody ARGUMENTS -c CONFIG` to its end.
@@ -168,6 +174,17 @@ impl Cluster {
     #[must_use]
     pub fn log(&self, name: &str) -> PathBuf {
         self.folder.join(format!("{name}.log"))
+    }
+
+    /// What a role says when it cannot start; an error when it does start.
+    ///
+    /// # Errors
+    /// When it starts.
+    pub fn refused(&self, name: &str) -> anyhow::Result<String> {
+        match self.start(name) {
+            Ok(_) => bail!("{name} started"),
+            Err(_) => Ok(std::fs::read_to_string(self.log(name))?),
+        }
     }
 
     /// Starts a role and waits until it says where it listens.

@@ -5,8 +5,10 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use custody_tests::cluster::Plan;
 use custody_tests::http::{post_mcp, send};
 use custody_tests::product::{Custody, Setup};
+use custody_tests::services::{Kafka, Store};
 use custody_tests::upstream::{Behaviour, Upstream};
 use custody_tests::wait;
 use http::Method;
@@ -140,4 +142,44 @@ async fn a_call_joins_its_callers_trace_and_reaches_the_server_with_it_unchanged
     let alone = spans.iter().find(|span| span["attributes"]["custody.call"] == rows[1]["call"]);
     let alone = alone.unwrap_or_else(|| panic!("{spans:#?}"));
     assert!(alone["parent"] == "" && alone["trace"] != span["trace"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_a_cluster_every_role_is_ready_and_shows_its_part() {
+    let (kafka, store) = (Kafka::shared().unwrap(), Store::shared().unwrap());
+    let server = Upstream::start(Behaviour::Echo).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let plan = Plan::new(&kafka, &store).server("ehr", &server.url(), true);
+    let cluster = plan.build(folder.path()).unwrap();
+    cluster.prepare(&["proxy-1", "query-1"]).unwrap();
+    let proxy = cluster.start("proxy-1").unwrap();
+    let worker = cluster.start("ingest-1").unwrap();
+    let query = cluster.start("query-1").unwrap();
+    assert!(post_mcp(&proxy.server("ehr"), call(1)).await.unwrap().status.is_success());
+    for role in [&proxy, &worker, &query] {
+        let ready = || async {
+            let answer = send(Method::GET, &format!("{}/readyz", role.url), &[], "").await.ok()?;
+            answer.status.is_success().then_some(())
+        };
+        wait::until("every role to be ready", ready).await.unwrap();
+    }
+    let shipped = || async {
+        let samples = page(&proxy.url).await;
+        let left = value(&samples, "custody_ship_unshipped_entries", &[]);
+        (left == 0.0).then_some(samples)
+    };
+    let samples = wait::until("everything to be shipped", shipped).await.unwrap();
+    assert_eq!(value(&samples, "custody_ship_connected", &[]), 1.0);
+    assert!(value(&samples, "custody_ship_acknowledged_entries_total", &[]) >= 3.0);
+    assert!(value(&samples, "custody_ship_lag_seconds", &[]) == 0.0);
+    let carried = || async {
+        let samples = page(&worker.url).await;
+        let own =
+            |sample: &&Value| sample["name"] == "custody_ingest_assigned" && sample["value"] == 1.0;
+        (samples.iter().filter(own).count() >= 2).then_some(samples)
+    };
+    let samples = wait::until("the worker to carry partitions", carried).await.unwrap();
+    assert!(samples.iter().any(|sample| sample["name"] == "custody_ingest_lag_seconds"));
+    let samples = page(&query.url).await;
+    assert!(value(&samples, "custody_query_tail_limit_bytes", &[]) > 0.0);
 }

@@ -60,6 +60,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         ..custody_proxy::Config::default()
     };
     let listener = TcpListener::bind(("127.0.0.1", options.port)).await?;
-    custody_proxy::run(listener, config, writer, Watched::default(), CancellationToken::new()).await?;
+    custody_proxy::run(listener, config, writer, Watched::default(), CancellationToken::new())
+        .await?;
     Ok(())
 }
