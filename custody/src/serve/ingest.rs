@@ -16,7 +16,7 @@ use crate::config::{Config, Kafka};
 /// `custody ingest`: one worker of the group.
 pub async fn start(config: Config, kafka: Kafka) -> anyhow::Result<Process> {
     let mut process = Process::default();
-    kafka::look_at(&kafka).await;
+    kafka::look_at(&kafka);
     let lake = lake::open(&config).await?;
     let worker = Worker::join(&config, &kafka, lake)?;
     let listener = listen(config.ingest.listen, "ingest.listen").await?;

@@ -56,7 +56,7 @@ impl Recording {
     /// Opens the spool, after the writer was found on the keyring or put there.
     pub async fn open(config: &Config, recorder: Recorder) -> anyhow::Result<Self> {
         if let Some(kafka) = &config.journal.kafka {
-            kafka::look_at(kafka).await;
+            kafka::look_at(kafka);
         }
         let config = config.clone();
         let opening = tokio::task::spawn_blocking(move || Self::open_here(&config, recorder));

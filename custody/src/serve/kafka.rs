@@ -7,17 +7,17 @@ use custody_journal::kafka::{Group, KafkaJournal, Membership, check};
 
 use crate::config::{Config, Kafka};
 
-/// Looks at the topics and says what is wrong with them. A process goes on all the same: what is
-/// recorded waits in its spool, and what keeps it from working at all is an error where it works.
-pub async fn look_at(kafka: &Kafka) {
-    match check(&kafka.settings).await {
-        Ok(problems) => {
-            for problem in problems {
-                tracing::warn!("{problem}");
-            }
+/// Looks at the topics meanwhile, and says what is wrong with them. A process goes on all the same:
+/// what is recorded waits in its spool, and what keeps it from working at all is an error where it
+/// works.
+pub fn look_at(kafka: &Kafka) {
+    let settings = kafka.settings.clone();
+    tokio::spawn(async move {
+        match check(&settings).await {
+            Ok(problems) => problems.iter().for_each(|problem| tracing::warn!("{problem}")),
+            Err(error) => tracing::warn!(%error, "the topics cannot be checked"),
         }
-        Err(error) => tracing::warn!(%error, "the topics cannot be checked"),
-    }
+    });
 }
 
 /// The journal that this configuration names beside local disk.
