@@ -1,8 +1,8 @@
 //! `custody sql` and `custody report`: clients of the query service, so that every question they
-//! ask is recorded like any other.
+//! ask is recorded like any other. What is saved has its completeness beside it, whatever the format.
 
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -61,7 +61,11 @@ struct Asking {
     /// How the answer is printed.
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
-    /// Write the answer into this file instead of standard output.
+    /// Ask as of an earlier answer: the cut that it was saved with.
+    #[arg(long, value_name = "CUT")]
+    cut: Option<String>,
+    /// Write the answer into this file instead of standard output, and what it holds and what it
+    /// cannot show into FILE.completeness.json.
     #[arg(long, short = 'o', value_name = "FILE")]
     output: Option<PathBuf>,
 }
@@ -119,7 +123,8 @@ pub struct Report {
 
 /// Asks and prints.
 pub async fn sql(question: Sql) -> anyhow::Result<ExitCode> {
-    let body = json!({"sql": question.statement, "params": question.params}).to_string();
+    let (sql, params, cut) = (&question.statement, &question.params, &question.asking.cut);
+    let body = json!({"sql": sql, "params": params, "cut": cut}).to_string();
     let answer = question.asking.send(Method::POST, "/v1/sql", body).await?;
     question.asking.print(&answer, &[])?;
     Ok(ExitCode::SUCCESS)
@@ -135,6 +140,7 @@ pub async fn report(question: Report) -> anyhow::Result<ExitCode> {
         ("agent", question.agent.as_ref()),
         ("patient", question.patient.as_ref()),
         ("tool", question.tool.as_ref()),
+        ("cut", question.asking.cut.as_ref()),
     ];
     let answer = question.asking.send(Method::GET, &report_path(&filters), String::new()).await?;
     question.asking.print(&answer, &CHIEF_COLUMNS)?;
@@ -146,7 +152,8 @@ pub async fn report(question: Report) -> anyhow::Result<ExitCode> {
 /// The PHI-access report of some days as a table with its completeness line.
 #[cfg(feature = "demo")]
 pub async fn report_text(url: &str, from: &str, to: &str) -> anyhow::Result<String> {
-    let asking = Asking { url: url.to_owned(), token: None, format: Format::Table, output: None };
+    let (url, format) = (url.to_owned(), Format::Table);
+    let asking = Asking { url, token: None, format, cut: None, output: None };
     let days = [("from", Some(&from.to_owned())), ("to", Some(&to.to_owned()))];
     let answer = asking.send(Method::GET, &report_path(&days), String::new()).await?;
     table(&answer, &CHIEF_COLUMNS)
@@ -199,8 +206,15 @@ impl Asking {
             }
         };
         match &self.output {
-            Some(file) => std::fs::write(file, bytes)
-                .with_context(|| format!("cannot write {}", file.display()))?,
+            Some(file) => {
+                let write = |file: &Path, bytes: &[u8]| {
+                    std::fs::write(file, bytes)
+                        .with_context(|| format!("cannot write {}", file.display()))
+                };
+                // First, so that no answer lies there without it.
+                write(&beside(file), format!("{:#}\n", about(answer)).as_bytes())?;
+                write(file, &bytes)?;
+            }
             None => std::io::stdout().lock().write_all(&bytes)?,
         }
         if self.format != Format::Table
@@ -210,6 +224,24 @@ impl Asking {
         }
         Ok(())
     }
+}
+
+/// The file that says what a saved answer holds.
+fn beside(file: &Path) -> PathBuf {
+    let mut name = file.as_os_str().to_owned();
+    name.push(".completeness.json");
+    name.into()
+}
+
+/// What the answer says of itself outside of its rows.
+fn about(answer: &Answer) -> Value {
+    let header = |name: &str| answer.headers.get(name).and_then(|value| value.to_str().ok());
+    json!({
+        "completeness": completeness(answer),
+        "cut": header("custody-cut"),
+        "period": header("custody-period"),
+        "query": header("custody-query"),
+    })
 }
 
 fn completeness(answer: &Answer) -> Option<Value> {
@@ -286,6 +318,32 @@ mod tests {
         let patient = "a&b=ü".to_owned();
         let path = report_path(&[("patient", Some(&patient)), ("tool", None)]);
         assert_eq!(path, "/v1/reports/phi-access?patient=a%26b%3D%C3%BC");
+    }
+
+    #[test]
+    fn what_is_saved_has_its_completeness_beside_it() {
+        let mut answer = Answer {
+            status: http::StatusCode::OK,
+            headers: http::HeaderMap::new(),
+            body: "user\r\nann\r\n".into(),
+        };
+        for (name, value) in [
+            ("custody-completeness", "{\"complete\":true,\"line\":\"Complete\"}"),
+            ("custody-cut", "file@1,7,events/edge-1:3"),
+        ] {
+            answer.headers.insert(name, value.parse().unwrap());
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("report.csv");
+        let output = Some(file.clone());
+        let (url, format) = (String::new(), Format::Csv);
+        let asking = Asking { url, token: None, format, cut: None, output };
+        asking.print(&answer, &[]).unwrap();
+        assert_eq!(std::fs::read(&file).unwrap(), answer.body);
+        let about = std::fs::read(folder.path().join("report.csv.completeness.json")).unwrap();
+        let about: Value = serde_json::from_slice(&about).unwrap();
+        assert_eq!(about["completeness"]["complete"], true);
+        assert_eq!(about["cut"], "file@1,7,events/edge-1:3");
     }
 
     #[test]
