@@ -24,8 +24,10 @@ use super::wire::{PARTITIONER, message};
 use crate::{EntryKind, Topic};
 
 /// What may be changed by `extra`.
-const USUAL: [(&str, &str); 4] = [
+const USUAL: [(&str, &str); 5] = [
     ("compression.type", "zstd"),
+    // half of all that shipping costs is compression
+    ("compression.level", "1"),
     // a window's entries are handed over at once: there is little to wait for
     ("linger.ms", "1"),
     ("queue.buffering.max.messages", "50000"),
