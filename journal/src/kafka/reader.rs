@@ -4,9 +4,9 @@
 //! to it for good: no group decides what it reads, no stored offset where it begins. It is polled
 //! on the caller's thread.
 //!
-//! Nothing is skipped: a gap of offsets is passed only when the broker has answered, after it was
-//! asked where the partition ends, that there is nothing in between (what transactions leave
-//! behind). A reader at the end makes sure every few seconds that its partition is still there and
+//! Nothing is skipped: a gap of offsets is passed only when two new consumers, each made after the
+//! leader was asked where the partition ends, have found nothing in between (what transactions
+//! leave behind). A reader at the end makes sure every few seconds that its partition is still there and
 //! as long. A message that cannot be read is an error, and the reader stays in front of it. Errors
 //! of the connection are [`ReadError::Io`]: read again, the client connects anew by itself.
 
@@ -65,6 +65,8 @@ pub(crate) struct KafkaReader {
     source: Option<Source>,
     /// Where the partition ended when nothing came up to there.
     missing: Option<u64>,
+    /// The position at which a new consumer found nothing, although the partition ends later.
+    empty_at: Option<u64>,
     /// At which position it was last made sure that there is nothing, and when.
     looked: Option<(u64, Instant)>,
 }
@@ -72,8 +74,7 @@ pub(crate) struct KafkaReader {
 /// A consumer, and what it has told.
 struct Source {
     consumer: BaseConsumer<Link>,
-    /// Where the partition ended before the consumer was made: when it says that there is no more,
-    /// nothing is left below.
+    /// Where the partition ended before the consumer was made, until it says that there is no more.
     ended: Option<u64>,
     at_end: bool,
     /// When something came last.
@@ -119,6 +120,7 @@ impl KafkaReader {
             source: None,
             missing: None,
             looked: None,
+            empty_at: None,
         })
     }
 
@@ -126,15 +128,14 @@ impl KafkaReader {
         self.cluster.bounds(&self.partition, self.number)
     }
 
-    /// The next entry, waited for no longer than `wait`; `end` is where the partition ends, if that
-    /// was asked just now.
-    fn next(&mut self, wait: Duration, end: Option<u64>) -> Result<Next, ReadError> {
+    /// The next entry, waited for no longer than `wait`.
+    fn next(&mut self, wait: Duration) -> Result<Next, ReadError> {
         if let Some(held) = self.held.take() {
             return Ok(Next::Entry(held));
         }
         let source = match self.source.take() {
             Some(source) => source,
-            None => self.assigned(end)?,
+            None => self.assigned()?,
         };
         let source = self.source.insert(source);
         let (position, topic) = (self.position, self.partition.topic);
@@ -153,8 +154,7 @@ impl KafkaReader {
             Some(Err(KafkaError::PartitionEOF(_))) => {
                 source.hears(true);
                 let ended = source.ended.take().filter(|ended| *ended > position);
-                self.position = ended.unwrap_or(position);
-                return Ok(if ended.is_some() { Next::Moved } else { Next::Nothing });
+                return Ok(ended.map_or(Next::Nothing, |ended| self.pass(ended)));
             }
             Some(Err(error)) => Some(error),
         };
@@ -164,8 +164,23 @@ impl KafkaReader {
         }
     }
 
+    /// A new consumer says that there is nothing up to `ended`. Once that may be a leader that has
+    /// just taken over and does not know yet how far it may show its entries; it knows when it has
+    /// said again where the partition ends, so the second consumer is believed.
+    fn pass(&mut self, ended: u64) -> Next {
+        self.source = None;
+        if self.empty_at == Some(self.position) {
+            self.position = ended;
+            return Next::Moved;
+        }
+        self.empty_at = Some(self.position);
+        Next::Nothing
+    }
+
     /// A new consumer that stands at the position.
-    fn assigned(&self, ended: Option<u64>) -> Result<Source, ReadError> {
+    fn assigned(&self) -> Result<Source, ReadError> {
+        let bounds = self.bounds()?;
+        within(self.position, bounds)?;
         let settings = self.cluster.settings();
         let group = format!("{}.readers", settings.topic(self.partition.topic));
         let mut fixed = FIXED.to_vec();
@@ -181,6 +196,7 @@ impl KafkaReader {
             Ok(consumer)
         });
         let consumer = made.map_err(|error| self.error(&error))?;
+        let ended = Some(bounds.end);
         Ok(Source { consumer, ended, at_end: false, heard_at: Instant::now() })
     }
 
@@ -247,7 +263,7 @@ impl KafkaReader {
             let more = end.is_none() && self.position > begun_at;
             let wait = if more { Duration::ZERO } else { left };
             let wait = if end.is_some() { wait.min(LATE) } else { wait };
-            match self.next(wait, end)? {
+            match self.next(wait)? {
                 Next::Entry(entry) => {
                     let after = entry.offset + 1;
                     if let Some(entry) = taken.offer(entry) {
@@ -287,7 +303,7 @@ impl KafkaReader {
         within(self.position, bounds)?;
         let missing = Some(bounds.end).filter(|end| *end > self.position);
         if missing.is_some() && missing == self.missing {
-            self.source = Some(self.assigned(missing)?);
+            self.source = None;
         }
         self.missing = missing;
         Ok(())
