@@ -9,10 +9,12 @@
 //! 3. One committer thread takes everything that waits, gives each event its place in the stream
 //!    (`seq`, time, salt), seals it, adds its leaf to the tree and writes all of it as one batch:
 //!    one `write`, one `fdatasync`, then every waiter is woken.
-//! 4. Readers ([`Read`]) follow the partition from any offset: ingest carries entries to the lake,
+//! 4. Where Kafka is the journal, a shipper (`ship`) carries this spool to it, bodies before
+//!    records; with [`Durability::Replicated`] waiters are woken when Kafka has acknowledged.
+//! 5. Readers ([`Read`]) follow the partition from any offset: ingest carries entries to the lake,
 //!    the query service keeps the fresh tail.
-//! 5. When the lake holds them ([`Journal::release`]), segments leave after 72 hours, or earlier
-//!    when the disk needs the room.
+//! 6. When the lake, or Kafka, holds them ([`Journal::release`]), segments leave after 72 hours, or
+//!    earlier when the disk needs the room.
 //!
 //! # The contract
 //! * What an append acknowledges MUST survive the loss of the process (and of power).

@@ -275,9 +275,12 @@ mod tests {
     use std::thread;
     use std::time::{SystemTime, UNIX_EPOCH};
 
+    use rdkafka::producer::BaseRecord;
+
     use super::super::settings::{ClientCertificate, Login, OAuth, Sasl, Secret, Security, Tls};
     use super::super::testing::{Cluster, now};
     use super::*;
+    use crate::Journal as _;
 
     #[test]
     fn topics_are_made_once_and_as_they_have_to_be() {
@@ -373,6 +376,34 @@ mod tests {
             }),
         });
         assert_eq!(now(check(&by_certificate)).unwrap(), []);
+    }
+
+    #[test]
+    fn what_a_writer_sends_whose_clock_is_forty_days_off_is_taken_at_the_brokers_time() {
+        let settings = Cluster::shared().with_topics(1);
+        let config = settings.client_config(&[], &[("message.timeout.ms", "10000")]);
+        let producer: BaseProducer<Link> = config.create_with_context(Link::default()).unwrap();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let (now, off) = (i64::try_from(now.as_millis()).unwrap(), 40 * 24 * 3600 * 1000);
+        let topic = settings.topic(Topic::Events);
+        for at in [now - off, now + off] {
+            let record = BaseRecord::to(&topic).key("k").payload("x").timestamp(at);
+            producer.send(record).map_err(|(error, _)| error).unwrap();
+        }
+        producer.flush(PATIENCE).unwrap();
+        let journal = super::super::KafkaJournal::open(&settings).unwrap();
+        let events = journal.partitions().unwrap().remove(0);
+        let mut reader = journal.reader(&events, 0).unwrap();
+        let mut entries = Vec::new();
+        while entries.len() < 2 {
+            let some = reader.read(10, 1000, PATIENCE).unwrap();
+            assert!(!some.is_empty(), "an entry was refused");
+            entries.extend(some);
+        }
+        for entry in entries {
+            let at = i64::try_from(entry.journaled_at.get() / 1000).unwrap();
+            assert!((now - 60_000..now + 600_000).contains(&at), "{at}");
+        }
     }
 
     /// Gives an unsigned token to whoever asks; where.
