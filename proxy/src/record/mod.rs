@@ -1,0 +1,240 @@
+//! Puts calls on the record: openings, endings, refusals, relayed messages.
+//!
+//! It promises G1 and G2: [`Recorder::open`] returns only when the opening is durable, and what it
+//! returns is the only thing that [`crate::upstream`] takes; [`Call::end`] returns `Ok` only when
+//! the ending is durable.
+
+mod call;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use custody_journal::writer::AppendError;
+use custody_journal::{OutBody, Part, Slot, Writer};
+use custody_schemas::event::{Data, Decision, Draft, PrevCall, What, Who};
+use custody_schemas::id::CallId;
+use custody_schemas::json::Json;
+use custody_schemas::kind::Kind;
+use custody_schemas::split_subjects;
+use tokio::time::timeout;
+
+use crate::errors::Failure;
+use crate::inspect::{self, Found};
+use crate::metrics::{Metrics, Step};
+use crate::policy::Policy;
+
+pub(crate) use call::{Call, Ending};
+
+/// For how many `subjects.listed` a call sets room aside: the most people that are kept by name,
+/// as identifiers usually are. For more there is room as for endings that are longer than thought.
+const LISTINGS: u64 = 64;
+
+/// It could not be recorded in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Unrecorded;
+
+/// The right to send one request: its record is durable. Only recording gives it.
+#[derive(Debug)]
+pub(crate) struct Cleared(());
+
+/// Who called what, and what is known of the data: the part that opening and ending share.
+#[derive(Clone, Debug)]
+pub(crate) struct Facts {
+    /// Who called.
+    pub(crate) who: Arc<Who>,
+    /// What was called.
+    pub(crate) what: Arc<What>,
+    /// The earlier call that it continues.
+    pub(crate) prev: Option<PrevCall>,
+    /// Whether leaving is how the client cancels, as it is from 2026-07-28 on.
+    pub(crate) leaving_cancels: bool,
+    /// Whether it carries protected data by configuration.
+    pub(crate) phi: bool,
+    /// What was found so far.
+    pub(crate) found: Found,
+    /// Headers that pass and stand nowhere else in the record: those of the message itself, so
+    /// the ending has others than the opening.
+    pub(crate) headers: Option<Json>,
+}
+
+/// Which way a relayed message goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// From the client to the server.
+    Up,
+    /// From the server to the client.
+    Down,
+}
+
+/// A message beside calls: a notification, a server's request, an answer to one, an HTTP request
+/// without a body.
+#[derive(Debug)]
+pub(crate) struct Relayed {
+    /// Which way it goes.
+    pub(crate) way: Way,
+    /// The call in whose stream it passes.
+    pub(crate) call: Option<CallId>,
+    /// The HTTP method, if it is no plain POST.
+    pub(crate) http: Option<&'static str>,
+    /// Who and what.
+    pub(crate) facts: Facts,
+    /// Its bytes.
+    pub(crate) bytes: Option<Bytes>,
+}
+
+/// Writes the records of a proxy.
+pub(crate) struct Recorder {
+    writer: Writer,
+    wait: Duration,
+    ending_bytes: u64,
+    policy: Policy,
+    metrics: Metrics,
+    stopping: AtomicBool,
+}
+
+impl Recorder {
+    /// A recorder that waits at most `wait` and sets `ending_bytes` of room aside for each call.
+    pub(crate) fn new(
+        writer: Writer,
+        wait: Duration,
+        ending_bytes: u64,
+        policy: Policy,
+        metrics: Metrics,
+    ) -> Arc<Self> {
+        let stopping = AtomicBool::new(false);
+        Arc::new(Self { writer, wait, ending_bytes, policy, metrics, stopping })
+    }
+
+    /// The policies in force.
+    pub(crate) fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// Whether a call could be recorded now; what is wrong otherwise.
+    pub(crate) fn ready(&self) -> Result<(), String> {
+        match self.writer.status().problem {
+            Some(problem) => Err(problem),
+            None => self.slot().map(drop).map_err(|error| error.to_string()),
+        }
+    }
+
+    fn slot(&self) -> Result<Slot, AppendError> {
+        self.writer.slot_with_listings(self.ending_bytes, LISTINGS)
+    }
+
+    /// From now on a call that is dropped was cut off by us.
+    pub(crate) fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// Records that a call was refused.
+    pub(crate) async fn deny(
+        &self,
+        failure: Failure,
+        facts: &Facts,
+        request: Option<Bytes>,
+    ) -> Result<CallId, Unrecorded> {
+        let call = new_call();
+        let decision = self.policy.denial(failure);
+        let mut draft = facts.draft(Kind::CallDenied, Some(call), Some(&decision));
+        draft.data = facts.data_with_first_subjects();
+        self.metrics.refused(failure);
+        let denied = self.append(draft, body(Part::Request, request)).await;
+        denied.inspect_err(|Unrecorded| self.metrics.unavailable()).map(|()| call)
+    }
+
+    /// Records how often strangers were turned away.
+    pub(crate) async fn refused(&self, counted: Vec<Draft>) {
+        for draft in counted {
+            let count = draft.detail.get("count").cloned();
+            if self.append(draft, Vec::new()).await.is_err() {
+                tracing::error!(?count, "refused strangers could not be recorded");
+            }
+        }
+    }
+
+    /// Records a message beside calls, which may then go on.
+    pub(crate) async fn relay(&self, relayed: Relayed) -> Result<Cleared, Unrecorded> {
+        let facts = &relayed.facts;
+        let mut draft = facts.draft(Kind::MessageRelayed, relayed.call, None);
+        draft.data = facts.data_with_first_subjects();
+        draft = draft.with(
+            "direction",
+            match relayed.way {
+                Way::Up => "to_server",
+                Way::Down => "to_client",
+            },
+        );
+        if let Some(http) = relayed.http {
+            draft = draft.with("http_method", http);
+        }
+        self.metrics.relayed();
+        let passed = self.append(draft, body(Part::Request, relayed.bytes)).await;
+        let passed = passed.inspect_err(|Unrecorded| match relayed.way {
+            Way::Up => self.metrics.unavailable(),
+            Way::Down => self.metrics.unrecorded(),
+        });
+        passed.map(|()| Cleared(()))
+    }
+
+    async fn append(&self, draft: Draft, bodies: Vec<OutBody>) -> Result<(), Unrecorded> {
+        let kind = draft.kind.clone();
+        let started = Instant::now();
+        let appended = timeout(self.wait, self.writer.append(draft, bodies)).await;
+        self.metrics.waited(Step::Other, started);
+        match appended {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, %kind, "an event could not be recorded");
+                Err(Unrecorded)
+            }
+            Err(_) => {
+                tracing::warn!(%kind, "an event was not recorded in time");
+                Err(Unrecorded)
+            }
+        }
+    }
+}
+
+/// A new call's id. Its random bits come from this thread's generator: no system call.
+pub(crate) fn new_call() -> CallId {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let millis = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+    let random: [u8; 10] = rand::random();
+    CallId::from_uuid(uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid())
+}
+
+fn body(part: Part, bytes: Option<Bytes>) -> Vec<OutBody> {
+    bytes
+        .filter(|bytes| !bytes.is_empty())
+        .map(|bytes| OutBody { part, bytes })
+        .into_iter()
+        .collect()
+}
+
+impl Facts {
+    fn draft(&self, kind: Kind, call: Option<CallId>, decision: Option<&Arc<Decision>>) -> Draft {
+        let kind_of_message = kind != Kind::SubjectsListed;
+        let mut draft = Draft::new(kind);
+        draft.call = call;
+        draft.who = Some(Arc::clone(&self.who));
+        draft.what = Some(Arc::clone(&self.what));
+        draft.decision = decision.map(Arc::clone);
+        draft.prev_call = self.prev.clone();
+        if let Some(headers) = &self.headers
+            && kind_of_message
+        {
+            draft = draft.with("headers", headers.clone());
+        }
+        draft
+    }
+
+    /// The data of an event that has no `subjects.listed` beside it.
+    fn data_with_first_subjects(&self) -> Data {
+        let mut data = inspect::data(self.phi, &self.found);
+        data.subjects = split_subjects(self.found.clone().into_subjects()).0;
+        data
+    }
+}
