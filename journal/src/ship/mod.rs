@@ -94,6 +94,11 @@ impl Shipper {
         for tally in &self.tallies {
             tally.add_to(&mut status);
         }
+        // the first carries the live spool: it ends only when it is asked to
+        if !self.stop.is_asked() && self.threads.first().is_some_and(JoinHandle::is_finished) {
+            status.connected = false;
+            status.problem = Some(format!("{}: start this process again", Trouble::Panic));
+        }
         status
     }
 
