@@ -127,12 +127,17 @@ impl Tail {
     }
 
     /// Waits, no longer than `within`, until everything is read that is durable at `moment`, which
-    /// is now. Gives the ends of the partitions that said how far they go.
+    /// is now. Gives the ends of the partitions that said how far they go and are those that were
+    /// read before.
     pub(crate) async fn catch_up(&self, moment: Micros, within: Duration) -> Offsets {
         let (begun, parts) = (Instant::now(), self.parts());
         let until = begun + within;
         let caught_up = parts.iter().map(async |part| {
             let end = timeout_at(until, part.ends.since(begun)).await.ok()?.ok()?;
+            if end < *part.position.borrow() {
+                // It was replaced, or has lost entries: then it tells nothing of ours.
+                return None;
+            }
             part.end.fetch_max(end, Ordering::AcqRel);
             if part.reach(end, until).await {
                 part.sure_at.fetch_max(moment.get(), Ordering::AcqRel);

@@ -89,6 +89,13 @@ struct Switches {
     small: Arc<AtomicBool>,
 }
 
+impl Drop for Switches {
+    /// A test that fails must not leave a thread that waits for ever.
+    fn drop(&mut self) {
+        self.silent.store(false, Ordering::Release);
+    }
+}
+
 async fn far(deployment: &Deployment, down: bool) -> (Arc<Engine>, Switches) {
     let switch = |on| Arc::new(AtomicBool::new(on));
     let switches = Switches { down: switch(down), silent: switch(false), small: switch(true) };
@@ -172,6 +179,22 @@ async fn what_came_while_the_journal_was_away_is_there_once_when_it_is_back() {
     until("everything is there", async || lines(&engine, CALLS).await == [json!({ "n": 2 })]).await;
     let after = engine.completeness().await.unwrap();
     assert!(after.unheard_since.is_none() && after.duplicates == 0, "{}", after.line());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_journal_that_is_shorter_than_what_the_lake_holds_of_it_is_no_whole_answer() {
+    let deployment = Deployment::new().await;
+    deployment.run(&call("ann", "read", &["p1"]), Status::Ok).await;
+    let app_id = "file/custody.events@1/edge-1".to_owned();
+    let step = custody_lake::TxnStep { app_id, start: None, end: 1_000_000 };
+    deployment.lake.events().commit(&[], &[step]).await.unwrap();
+    let engine = deployment.engine().await;
+    let judged = engine.completeness().await.unwrap();
+    assert!(!judged.is_complete() && judged.unheard_since.is_some(), "{}", judged.line());
+    until("readiness says why", async || {
+        engine.ready().is_err_and(|problem| problem.contains("beyond the journal's end"))
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
