@@ -159,6 +159,10 @@ impl Pipeline {
             self.compare(reader.as_mut(), &last)?;
             reader.seek(stored).map_err(|e| self.unreadable(e))?;
         }
+        // What an earlier life of this worker stored may go.
+        if let Err(error) = self.journal.release(&self.partition, stored) {
+            tracing::warn!(partition = self.app_id, %error, "the journal keeps what is stored");
+        }
         Ok(reader)
     }
 

@@ -89,7 +89,7 @@ impl Collector for Spool {
         let mut to = Lines(encoder, "custody_spool");
         to.bytes(("used", "Disk that the spool takes"), status.spool_used_bytes)?;
         to.bytes(("limit", "Disk that it may take"), status.spool_max_bytes)?;
-        let help = "Entries that have not been carried on since this process started";
+        let help = "Entries that are neither in the lake nor acknowledged by Kafka";
         to.gauge(("waiting_entries", help), backlog.entries)?;
         let help = "Age of the oldest of them";
         to.seconds(("waiting", help), age(backlog.oldest_at))?;

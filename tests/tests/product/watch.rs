@@ -18,6 +18,8 @@ use crate::clients::python;
 
 /// Stands in a tool's name, in arguments, in ids and in SQL: wherever a stranger can put it.
 const MARY: &str = "MARY-SYNTHETIC";
+/// What explains every metric.
+const OPERATIONS: &str = include_str!("../../../docs/operations.md");
 const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
 fn call(id: u64) -> String {
@@ -47,7 +49,12 @@ async fn page(base: &str) -> Vec<Value> {
     assert!(media.starts_with("application/openmetrics-text"), "{media}");
     let text = answer.text();
     assert!(!text.contains(MARY), "{text}");
-    read_with("metrics.py", &text)
+    let samples = read_with("metrics.py", &text);
+    for sample in &samples {
+        let family = sample["family"].as_str().unwrap();
+        assert!(OPERATIONS.contains(family), "docs/operations.md does not explain {family}");
+    }
+    samples
 }
 
 /// The only sample of this name with these labels.
