@@ -75,6 +75,9 @@ enum Place {
     Beyond,
 }
 
+/// The records that tags tell of, and a table of the rows of which they do not.
+pub(crate) type Records = (Vec<(StreamId, Spans)>, Option<Arc<dyn TableProvider>>);
+
 /// The files of a snapshot up to a cut, or all of them.
 pub(crate) struct Slice<'a> {
     name: &'static str,
@@ -135,10 +138,7 @@ impl<'a> Slice<'a> {
     }
 
     /// The records that tags tell of, and the rows of which they do not, when there are any.
-    pub(crate) fn records(
-        self,
-        tail: &[RecordBatch],
-    ) -> Result<(Vec<(StreamId, Spans)>, Option<Arc<dyn TableProvider>>), DataFusionError> {
+    pub(crate) fn records(self, tail: &[RecordBatch]) -> Result<Records, DataFusionError> {
         if self.untold.is_empty() && self.across.is_empty() && tail.is_empty() {
             return Ok((self.told, None));
         }

@@ -174,11 +174,10 @@ fn selects_few(filter: &Expr) -> bool {
             if RARE_KINDS.contains(&kind.as_str()))
     };
     let flag = |e: &Expr| matches!(e, Expr::BinaryExpr(b) if b.op == Operator::BitwiseAnd && is(&b.left, "flags"));
-    match compared.op {
-        Operator::Eq if is(&compared.left, "kind") && rare(&compared.right) => true,
-        Operator::NotEq if flag(&compared.left) => true,
-        _ => selects_one(filter),
-    }
+    let of_kind = is(&compared.left, "kind") && rare(&compared.right);
+    (compared.op == Operator::Eq && of_kind)
+        || (compared.op == Operator::NotEq && flag(&compared.left))
+        || selects_one(filter)
 }
 
 fn selects_one(filter: &Expr) -> bool {
