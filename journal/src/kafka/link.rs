@@ -79,6 +79,8 @@ impl Link {
 impl ClientContext for Link {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
         match level {
+            // settings that we mean as they are
+            _ if facility == "CONFWARN" => tracing::debug!(facility, "kafka: {text}"),
             RDKafkaLogLevel::Emerg
             | RDKafkaLogLevel::Alert
             | RDKafkaLogLevel::Critical
@@ -92,6 +94,10 @@ impl ClientContext for Link {
 
     fn error(&self, error: KafkaError, reason: &str) {
         let Some(mut code) = error.rdkafka_error_code() else { return };
+        // a reader that has read everything is well
+        if code == RDKafkaErrorCode::PartitionEOF {
+            return;
+        }
         // a broker that refuses our certificate says so after the handshake, as far as we see
         if reason.contains("SSL routines") {
             code = RDKafkaErrorCode::SSL;
