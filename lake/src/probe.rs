@@ -29,13 +29,14 @@ pub(crate) enum Unfit {
 
 impl From<Error> for Unfit {
     fn from(error: Error) -> Self {
-        match error {
+        let generic = matches!(error, Error::Generic { .. });
+        if matches!(error, Error::NotImplemented { .. }) {
+            Self::Never(error.to_string())
+        } else if generic && error.to_string().contains("<Code>NotImplemented</Code>") {
             // What object stores answer to a header that they do not implement.
-            Error::NotImplemented { .. } => Self::Never(error.to_string()),
-            Error::Generic { .. } if error.to_string().contains("<Code>NotImplemented</Code>") => {
-                Self::Never("NotImplemented".to_owned())
-            }
-            other => Self::Unanswered(other),
+            Self::Never("NotImplemented".to_owned())
+        } else {
+            Self::Unanswered(error)
         }
     }
 }

@@ -196,9 +196,10 @@ fn retry() -> RetryConfig {
 
 /// The builders' messages name keys, never values of secrets.
 fn not_built(error: object_store::Error) -> LakeError {
-    let problem = match error {
-        object_store::Error::Generic { source, .. } => source.to_string(),
-        other => other.to_string(),
+    let problem = if let object_store::Error::Generic { source, .. } = error {
+        source.to_string()
+    } else {
+        error.to_string()
     };
     LakeError::Storage { problem }
 }
