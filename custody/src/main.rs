@@ -285,3 +285,22 @@ fn check(file: &ConfigFile) -> anyhow::Result<ExitCode> {
     }
     Ok(ExitCode::SUCCESS)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let error = anyhow::anyhow!("connection refused").context("Kafka: connection refused");
+        assert_eq!(told(&error), "Kafka: connection refused");
+        let error = anyhow::anyhow!("connection refused").context("the proxy cannot start");
+        assert_eq!(told(&error), "the proxy cannot start: connection refused");
+    }
+
+    #[test]
+    fn the_command_line_holds_together() {
+        use clap::CommandFactory;
+        Arguments::command().debug_assert();
+    }
+}

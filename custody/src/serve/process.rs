@@ -135,3 +135,44 @@ pub async fn listen(address: SocketAddr, key: &str) -> anyhow::Result<TcpListene
         format!("cannot listen on {address}: choose another {key}, or stop who listens there")
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    type Ended = Arc<Mutex<Vec<&'static str>>>;
+
+    fn part(name: &'static str, ended: &Ended, result: Result<(), &'static str>) -> Part {
+        let ended = Arc::clone(ended);
+        Part::start(name, move |stop| async move {
+            stop.cancelled().await;
+            ended.lock().unwrap().push(name);
+            result.map_err(anyhow::Error::msg)
+        })
+    }
+
+    #[tokio::test]
+    async fn parts_end_one_after_the_other_and_a_failure_keeps_none_from_ending() {
+        let ended = Ended::default();
+        let mut process = Process::default();
+        process.then(part("proxy", &ended, Ok(())));
+        process.then(part("writer", &ended, Err("the disk is full")));
+        process.then(part("shipper", &ended, Err("Kafka is away")));
+        let error = process.run(async { Ok(()) }).await.unwrap_err();
+        assert_eq!(*ended.lock().unwrap(), ["proxy", "writer", "shipper"]);
+        assert_eq!(error.to_string(), "the disk is full");
+    }
+
+    #[tokio::test]
+    async fn a_part_that_ends_by_itself_ends_the_process_and_is_named() {
+        let ended = Ended::default();
+        let mut process = Process::default();
+        process.then(part("proxy", &ended, Ok(())));
+        process.then(Part::start("ingest", |_| async { Ok(()) }));
+        let error = process.run(std::future::pending()).await.unwrap_err();
+        assert!(error.to_string().starts_with("ingest ended by itself"), "{error}");
+        assert_eq!(*ended.lock().unwrap(), ["proxy"]);
+    }
+}
