@@ -72,7 +72,6 @@ impl Storm {
     }
 
     /// What they have seen so far.
-    #[must_use]
     pub fn seen(&self) -> MutexGuard<'_, Seen> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }

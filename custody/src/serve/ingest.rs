@@ -90,6 +90,5 @@ fn settings(config: &Config) -> anyhow::Result<Settings> {
         flush_after: Duration::from_secs(config.lake.flush_seconds),
         cluster,
         epoch,
-        ..Settings::default()
     })
 }
