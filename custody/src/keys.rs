@@ -25,7 +25,7 @@ pub enum KeysCommand {
         after_help = "Examples:\n  custody keys enrol edge-2\n  custody keys enrol edge-2 --vkey audit.example/edge-2+1a2b3c4d+AT…\n  custody keys enrol query-1 -c /etc/custody/custody.toml --json"
     )]
     Enrol {
-        /// The writer, as its process has it in [deployment] writer.
+        /// The writer, as its process has it in the setting `deployment.writer`.
         name: String,
         /// Its public key, if its private key is somewhere else.
         #[arg(long)]
