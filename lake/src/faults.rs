@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -50,6 +51,7 @@ pub struct FaultyStore {
     inner: Arc<dyn ObjectStore>,
     path_has: &'static str,
     faults: Mutex<VecDeque<Fault>>,
+    reads: AtomicU64,
 }
 
 impl FaultyStore {
@@ -62,12 +64,17 @@ impl FaultyStore {
     /// A store in which faults apply to paths that contain `path_has`.
     #[must_use]
     pub fn on(inner: Arc<dyn ObjectStore>, path_has: &'static str) -> Arc<Self> {
-        Arc::new(Self { inner, path_has, faults: Mutex::default() })
+        Arc::new(Self { inner, path_has, faults: Mutex::default(), reads: AtomicU64::new(0) })
     }
 
     /// Adds faults for the next writes.
     pub fn push(&self, faults: impl IntoIterator<Item = Fault>) {
         self.faults.lock().unwrap_or_else(PoisonError::into_inner).extend(faults);
+    }
+
+    /// How many requests have read from it.
+    pub fn reads(&self) -> u64 {
+        self.reads.load(Ordering::Relaxed)
     }
 
     fn next(&self, location: &Path) -> Fault {
@@ -129,10 +136,12 @@ impl ObjectStore for FaultyStore {
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        self.reads.fetch_add(1, Ordering::Relaxed);
         self.inner.get_opts(location, options).await
     }
 
     async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
+        self.reads.fetch_add(1, Ordering::Relaxed);
         self.inner.get_ranges(location, ranges).await
     }
 

@@ -98,7 +98,8 @@ impl PinnedTable {
             .with_table_parquet_options(state.default_table_options().parquet)
             .with_parquet_file_reader_factory(Arc::new(CachedParquetFileReaderFactory::new(
                 store, cache,
-            )));
+            )))
+            .with_metadata_size_hint(FOOTER_BYTES);
         if filters.iter().any(selects_few) {
             source = source.with_pushdown_filters(true).with_reorder_filters(true);
         }
@@ -160,6 +161,9 @@ fn reorder(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, DataF
     let columns = schema.fields().iter().map(by_name).collect::<Result<Vec<_>, _>>()?;
     Ok(RecordBatch::try_new(Arc::clone(schema), columns)?)
 }
+
+/// How much of a file's end is asked for at first: its footer and its indexes, in one request.
+const FOOTER_BYTES: usize = 64 * 1024;
 
 /// Kinds of which there are few beside all others.
 const RARE_KINDS: [&str; 3] = ["stream.opened", "stream.closed", "subjects.listed"];

@@ -53,9 +53,14 @@ pub(crate) fn call(user: &'static str, tool: &'static str, patients: &[&str]) ->
 
 impl Deployment {
     pub(crate) async fn new() -> Self {
+        Self::over(LakeOptions::new("audit.test")).await
+    }
+
+    /// With a lake that is opened with these options.
+    pub(crate) async fn over(lake: LakeOptions) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let url = format!("file:{}", dir.path().join("lake").display());
-        let lake = Lake::open(&url, &LakeOptions::new("audit.test")).await.unwrap();
+        let lake = Lake::open(&url, &lake).await.unwrap();
         let mut options = WriterOptions::new(dir.path().join("journal"), "edge-1");
         options.segment_bytes = 1 << 20;
         let signer = Signer::from_seed("audit.test/edge-1", &[7; 32]).unwrap().0;

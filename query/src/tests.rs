@@ -6,6 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use custody_journal::Topic;
+use custody_lake::LakeOptions;
+use custody_lake::faults::FaultyStore;
+use custody_lake::store::DurableFileSystem;
 use custody_schemas::words::Status;
 use serde_json::{Value, json};
 
@@ -45,6 +48,21 @@ async fn a_relayed_message_with_phi_is_an_access_with_or_without_a_patient() {
         let judged = engine.completeness().await.unwrap();
         assert_eq!((judged.phi_calls, judged.phi_calls_without_patient), (2, 1));
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_nobody_has_read_yet_takes_two_requests() {
+    let store = FaultyStore::new(Arc::new(DurableFileSystem::new()));
+    let mut lake = LakeOptions::new("audit.test");
+    lake.store = Some(store.clone());
+    let deployment = Deployment::over(lake).await;
+    deployment.run(&call("ann", "read", &["p1"]), Status::Ok).await;
+    let engine = deployment.engine().await;
+    deployment.carry_and_tell(&engine, Topic::Events, deployment.end_offset()).await;
+    let before = store.reads();
+    let sql = "SELECT count(DISTINCT tool) AS n FROM events";
+    assert_eq!(lines(&engine, sql).await, [json!({ "n": 1 })]);
+    assert_eq!(store.reads() - before, 2, "its footer with the indexes, and the column");
 }
 
 const QUESTIONS: [&str; 11] = [
