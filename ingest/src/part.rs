@@ -9,8 +9,9 @@ use custody_journal::{Entry, EntryKind, Topic};
 use custody_lake::batch::Rows;
 use custody_lake::files::FileError;
 use custody_lake::rows::{Arrival, Standing};
+use custody_schemas::decoder::Decoder;
 use custody_schemas::id::{Hash, Micros, StreamId};
-use custody_schemas::record::{Decoded, decode, hash};
+use custody_schemas::record::{Decoded, hash};
 
 use crate::known::Novelty;
 use crate::status::Counts;
@@ -70,15 +71,18 @@ pub(crate) fn build(
     source: Source<'_>,
     known: Option<&[Novelty]>,
 ) -> Result<Part, FileError> {
+    let bytes = entries.iter().map(|entry| entry.value.len()).sum();
     let mut rows = match source.topic {
         Topic::Events => Rows::events(),
         Topic::Bodies | Topic::Control => Rows::bodies(),
-    };
+    }
+    .with_room(entries.len(), bytes);
+    let mut decoder = Decoder::default();
     let mut identities = Vec::with_capacity(entries.len());
     let mut counts = Counts::default();
     for (i, entry) in entries.iter().enumerate() {
         let novelty = known.and_then(|known| known.get(i)).copied().unwrap_or(Novelty::New);
-        identities.push(append(&mut rows, entry, source, novelty, &mut counts));
+        identities.push(append(&mut rows, &mut decoder, entry, source, novelty, &mut counts));
     }
     counts.rows = rows.len() as u64;
     Ok(Part { rows: rows.finish()?, identities, counts })
@@ -86,6 +90,7 @@ pub(crate) fn build(
 
 fn append(
     rows: &mut Rows,
+    decoder: &mut Decoder,
     entry: &Entry,
     source: Source<'_>,
     novelty: Novelty,
@@ -98,7 +103,10 @@ fn append(
         stored_at: Some(source.stored_at),
     };
     let read = match (source.topic, entry.kind) {
-        (Topic::Events, EntryKind::Event) => return event(rows, entry, &arrival, novelty, counts),
+        (Topic::Events, EntryKind::Event) => {
+            let decoded = decoder.decode(&entry.value);
+            return event(rows, entry, decoded, &arrival, novelty, counts);
+        }
         (Topic::Events, EntryKind::Checkpoint) => rows.checkpoint(&entry.value, &arrival),
         (Topic::Events, EntryKind::Chunk | EntryKind::Control) => {
             rows.undecodable(&entry.value, "it does not belong among events", &arrival);
@@ -120,11 +128,11 @@ fn append(
 fn event(
     rows: &mut Rows,
     entry: &Entry,
+    decoded: Decoded,
     arrival: &Arrival<'_>,
     novelty: Novelty,
     counts: &mut Counts,
 ) -> Option<Identity> {
-    let decoded = decode(&entry.value);
     let identity = match &decoded {
         Decoded::Event(event) => Some((event.stream.clone(), event.seq.get())),
         Decoded::Identified { identity, .. } => Some((identity.stream.clone(), identity.seq.get())),

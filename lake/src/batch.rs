@@ -46,6 +46,23 @@ impl Rows {
         Self { columns, schema, values, rows: 0, bytes: 0 }
     }
 
+    /// The same, empty, with room for so many rows whose entries have so many bytes together.
+    #[must_use]
+    pub fn with_room(mut self, rows: usize, bytes: usize) -> Self {
+        for (column, values) in self.columns.iter().zip(&mut self.values) {
+            match (column.name, &mut *values) {
+                ("record", Values::Text(_)) => {
+                    *values = Values::Text(StringBuilder::with_capacity(rows, bytes));
+                }
+                ("bytes", Values::Bytes(_)) => {
+                    *values = Values::Bytes(BinaryBuilder::with_capacity(rows, bytes));
+                }
+                _ => {}
+            }
+        }
+        self
+    }
+
     /// How many rows there are.
     #[must_use]
     pub const fn len(&self) -> usize {

@@ -215,7 +215,9 @@ fn properties(columns: &[Column]) -> WriterProperties {
             builder = layout(builder, leaf(column), column);
         }
     }
-    builder.build()
+    // Records resemble each other so much that the quickest level makes the smaller files.
+    let quick = ZstdLevel::try_new(1).unwrap_or_default();
+    builder.set_column_compression(ColumnPath::from("record"), Compression::ZSTD(quick)).build()
 }
 
 /// The path of a column's values in a Parquet schema.

@@ -7,11 +7,12 @@
 //! stream gives the draft its place, and [`event::Draft::seal`] makes it a [`record::Record`]:
 //! canonical bytes that are stored, hashed and shown, and a 44-byte leaf ([`seal::Leaf`]) for the
 //! stream's tree ([`seal::Tree`]), whose head the writer signs ([`seal::checkpoint`]).
-//! [`record::decode`] reads a record of any version; what it shows is [`mod@derive`]d from it, the
-//! same way every time.
+//! [`record::decode`] reads a record of any version, a [`decoder`] many of them; what it shows is
+//! [`mod@derive`]d from it, the same way every time.
 
 pub mod body;
 mod bounds;
+pub mod decoder;
 pub mod derive;
 pub mod event;
 pub mod id;

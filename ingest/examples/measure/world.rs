@@ -1,22 +1,11 @@
-//! How fast a file journal is carried into a lake, and how many bytes an event takes there.
-//!
-//! `cargo run --release -p custody-ingest --example measure [CALLS] [FOLDER]`. The events are those
-//! of FHIR reads through the proxy: an opening and an ending each, twenty people, six agents, eight
-//! tools, 2,000 patients, every fourth answer a search with several of them, and a signed
-//! checkpoint with the leaves of every 2,000 events. Only ingest is timed; the journal is written
-//! before; a FOLDER that is named is kept. `events/s` counts events alone, bytes count everything in the table.
+//! Events as they come from a proxy in front of a record system: FHIR reads, an opening and an
+//! ending each, twenty people, six agents, eight tools, 2,000 patients, every fourth answer a search
+//! with several of them, and a signed checkpoint with the leaves of every 2,000 events.
 
-#![expect(clippy::print_stdout, reason = "a command that reports on its standard output")]
-
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use custody_ingest::{Assigned, Ingest, Settings};
-use custody_journal::file::FileAppend;
-use custody_journal::{Append, EntryKind, Journal, NewEntry};
-use custody_lake::{Lake, LakeOptions};
+use custody_journal::{EntryKind, NewEntry};
 use custody_schemas::event::{
     Agent, Bodies, BodyRef, ClientClaimed, Data, Decision, Draft, Outcome, Principal, Recipient,
     Source, Subject, What, Who,
@@ -30,15 +19,16 @@ use custody_schemas::seal::{Leaf, Tree};
 use custody_schemas::words::{
     Activity, Assurance, Direction, Effect, PurposeSource, Relation, Status, SubjectStatus,
 };
-use parquet::file::reader::{FileReader, SerializedFileReader};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use tokio_util::sync::CancellationToken;
 
-type Failure = Box<dyn std::error::Error>;
+use super::Failure;
+
+/// Events between two checkpoints.
+pub const CHECKPOINT_EVERY: u64 = 2_000;
 
 /// A writer of one stream, as far as ingest can tell.
-struct World {
+pub struct World {
     random: StdRng,
     stream: StreamId,
     at: u64,
@@ -51,8 +41,9 @@ struct World {
 }
 
 impl World {
-    fn new() -> Result<Self, Failure> {
-        let mut random = StdRng::seed_from_u64(42);
+    /// The writer with this number.
+    pub fn new(writer: u64) -> Result<Self, Failure> {
+        let mut random = StdRng::seed_from_u64(41 + writer);
         let who = (0..120).map(|i| Arc::new(who(i, &mut random))).collect();
         let what = (0..8).map(|i| Arc::new(what(i, &mut random))).collect();
         let decision = Decision {
@@ -63,11 +54,11 @@ impl World {
         };
         Ok(Self {
             random,
-            stream: "edge-1/0190c8a0-7b1e-7000-8000-000000000001".parse()?,
+            stream: format!("edge-{writer}/0190c8a0-7b1e-7000-8000-{writer:012}").parse()?,
             at: u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros())?,
             leaves: Vec::new(),
             tree: Tree::new(),
-            signer: Signer::from_seed("audit.st-elsewhere.example/edge-1", &[3; 32])?.0,
+            signer: signer(writer)?,
             who,
             what,
             decision: Arc::new(decision),
@@ -86,7 +77,7 @@ impl World {
     }
 
     /// An opening and an ending, as entries.
-    fn call(&mut self, entries: &mut Vec<NewEntry>) -> Result<(), Failure> {
+    pub fn call(&mut self, entries: &mut Vec<NewEntry>) -> Result<(), Failure> {
         let id = uuid::Builder::from_unix_timestamp_millis(self.at / 1000, &self.hash::<10>().0);
         let call = CallId::from_uuid(id.into_uuid());
         let (who, what) = (self.random.random_range(0..120), self.random.random_range(0..8));
@@ -148,15 +139,20 @@ impl World {
         self.tree.push(&record.leaf);
         self.leaves.push(record.leaf);
         entries.push(entry(EntryKind::Event, record.bytes));
-        if self.leaves.len() == 2_000 {
+        if self.leaves.len() as u64 == CHECKPOINT_EVERY {
             let origin = origin("audit.st-elsewhere.example", &self.stream);
             let note = Checkpoint::of(origin, &self.tree).sign(&self.signer)?;
             let leaves = std::mem::take(&mut self.leaves);
-            let message = Message { note, first: self.tree.size() - 2_000, leaves };
+            let message = Message { note, first: self.tree.size() - CHECKPOINT_EVERY, leaves };
             entries.push(entry(EntryKind::Checkpoint, message.encode()));
         }
         Ok(())
     }
+}
+
+fn signer(writer: u64) -> Result<Signer, Failure> {
+    let name = format!("audit.st-elsewhere.example/edge-{writer}");
+    Ok(Signer::from_seed(&name, &[3; 32])?.0)
 }
 
 fn entry(kind: EntryKind, value: Vec<u8>) -> NewEntry {
@@ -213,101 +209,4 @@ fn what(i: usize, random: &mut StdRng) -> What {
         transport: Some("streamable-http".into()),
         ..What::default()
     }
-}
-
-fn journal(folder: &Path, calls: u64) -> Result<(Arc<dyn Journal>, u64), Failure> {
-    let mut append = FileAppend::open(folder, "edge-1", 64 << 20)?;
-    let (mut world, mut entries, mut bytes) = (World::new()?, Vec::new(), 0);
-    for call in 0..calls {
-        world.call(&mut entries)?;
-        if entries.len() >= 2_000 || call + 1 == calls {
-            bytes += entries.iter().map(|e| e.value.len() as u64).sum::<u64>();
-            append.append(&entries)?;
-            entries.clear();
-        }
-    }
-    Ok((append.journal(), bytes))
-}
-
-/// Compressed bytes of each column, largest first.
-fn columns(folder: &Path) -> Result<Vec<(String, i64)>, Failure> {
-    let mut sizes = BTreeMap::new();
-    for day in std::fs::read_dir(folder)? {
-        let day = day?.path();
-        if !day.file_name().is_some_and(|n| n.to_string_lossy().starts_with("event_date")) {
-            continue;
-        }
-        for file in std::fs::read_dir(day)? {
-            let reader = SerializedFileReader::new(std::fs::File::open(file?.path())?)?;
-            for group in reader.metadata().row_groups() {
-                for column in group.columns() {
-                    let name = column.column_path().string();
-                    *sizes.entry(name).or_insert(0) += column.compressed_size();
-                }
-            }
-        }
-    }
-    let mut sizes: Vec<_> = sizes.into_iter().collect();
-    sizes.sort_by_key(|(_, size)| -size);
-    Ok(sizes)
-}
-
-/// What this process has used so far, user and system, from Linux.
-fn cpu_seconds() -> Result<f64, Failure> {
-    let stat = std::fs::read_to_string("/proc/self/stat")?;
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split(' ').collect();
-    let ticks: f64 = fields[12].parse::<f64>()? + fields[13].parse::<f64>()?;
-    Ok(ticks / 100.0)
-}
-
-#[tokio::main]
-async fn main() -> Result<(), Failure> {
-    let mut arguments = std::env::args().skip(1);
-    let calls: u64 = arguments.next().map_or(Ok(500_000), |n| n.parse())?;
-    let kept = arguments.next().map(PathBuf::from);
-    let folder = kept.clone().unwrap_or_else(|| std::env::temp_dir().join("custody-measure"));
-    if folder.exists() {
-        std::fs::remove_dir_all(&folder)?;
-    }
-    std::fs::create_dir_all(&folder)?;
-    let (journal, written) = journal(&folder.join("journal"), calls)?;
-    let events = 2 * calls;
-    println!("{events} events, {} bytes each in the journal", written / events);
-    let url = folder.join("lake");
-    let options = LakeOptions::new("audit.st-elsewhere.example");
-    let lake = Lake::open(&url.to_string_lossy(), &options).await?;
-    let ingest = Ingest::new(journal, lake.clone(), Settings::default());
-    let stop = CancellationToken::new();
-    let (begun, cpu) = (Instant::now(), cpu_seconds()?);
-    let all_stored = async {
-        while ingest.status().first().is_none_or(|s| s.read_to < events) {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        stop.cancel();
-    };
-    let (ran, ()) = tokio::join!(ingest.run(Assigned::All, stop.clone()), all_stored);
-    ran?;
-    let (took, cpu) = (begun.elapsed(), cpu_seconds()? - cpu);
-    let snapshot = lake.events().snapshot().await?;
-    let bytes: u64 = snapshot.files().iter().map(|f| f.size).sum();
-    let rows: u64 = snapshot.files().iter().filter_map(|f| f.rows).sum();
-    let files = snapshot.files().len();
-    if rows != events + events / 2_000 {
-        return Err(format!("{rows} rows are stored").into());
-    }
-    let each = |bytes: f64| bytes / events as f64;
-    println!(
-        "{:.0} events/s, {:.2} s, {files} files",
-        events as f64 / took.as_secs_f64(),
-        took.as_secs_f64()
-    );
-    println!("{:.1} µs of CPU per event", cpu / events as f64 * 1e6);
-    println!("{:.1} bytes per event in the lake", each(bytes as f64));
-    for (name, size) in columns(&url.join("events"))?.into_iter().take(20) {
-        println!("  {:7.2}  {name}", each(size as f64));
-    }
-    if kept.is_none() {
-        std::fs::remove_dir_all(&folder)?;
-    }
-    Ok(())
 }
