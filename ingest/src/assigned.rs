@@ -35,6 +35,8 @@ pub(crate) struct Crew<'a> {
     tasks: JoinSet<Result<(), IngestError>>,
     names: HashMap<Id, Partition>,
     working: BTreeMap<Partition, Stop>,
+    /// Nobody else carries partitions of this journal.
+    alone: bool,
 }
 
 impl Drop for Crew<'_> {
@@ -44,9 +46,9 @@ impl Drop for Crew<'_> {
 }
 
 impl<'a> Crew<'a> {
-    pub(crate) fn new(ingest: &'a Ingest) -> Self {
+    pub(crate) fn new(ingest: &'a Ingest, alone: bool) -> Self {
         let (tasks, names) = (JoinSet::new(), HashMap::new());
-        Self { ingest, tasks, names, working: BTreeMap::new() }
+        Self { ingest, tasks, names, working: BTreeMap::new(), alone }
     }
 
     /// Starts what is wanted and does not work, tells the others to leave.
@@ -67,8 +69,8 @@ impl<'a> Crew<'a> {
     fn start(&mut self, partition: &Partition) {
         let Some(pipeline) = self.ingest.pipeline(partition) else { return };
         let stop = Stop::default();
-        let order = stop.clone();
-        let task = self.tasks.spawn(async move { pipeline.run(order).await });
+        let (order, alone) = (stop.clone(), self.alone);
+        let task = self.tasks.spawn(async move { pipeline.run(order, alone).await });
         self.names.insert(task.id(), partition.clone());
         self.working.insert(partition.clone(), stop);
     }
@@ -101,10 +103,10 @@ impl<'a> Crew<'a> {
         Err(error)
     }
 
-    /// Ends every pipeline: with what is durable by now, or with what has been read. The first
-    /// error, after all have ended.
-    pub(crate) async fn stop(mut self, drain: bool) -> Result<(), IngestError> {
-        let order = if drain { Stop::drain } else { Stop::leave };
+    /// Ends every pipeline: a worker that is alone with what is durable by now, unless something
+    /// has `failed`; others with what has been read. The first error, after all have ended.
+    pub(crate) async fn stop(mut self, failed: bool) -> Result<(), IngestError> {
+        let order = if self.alone && !failed { Stop::drain } else { Stop::leave };
         self.working.values().for_each(order);
         let mut result = Ok(());
         while let Some(ended) = self.tasks.join_next_with_id().await {

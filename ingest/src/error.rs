@@ -1,8 +1,9 @@
 //! Why ingest cannot go on, and what that means for the rest of it.
 //!
-//! An error either passes (the same is tried again), or concerns one partition's journal (the
-//! partition waits for somebody to mend it, the others go on), or ends ingest: whoever runs it
-//! has to change something first, and each such error says what.
+//! An error either passes (the same is tried again), or concerns one partition's journal, or ends
+//! ingest: whoever runs it has to change something first, and each such error says what. In a group
+//! a partition that somebody has to mend waits, visibly, and the others go on; a worker that is
+//! alone ends.
 
 use custody_journal::ReadError;
 use custody_lake::files::FileError;
@@ -123,7 +124,7 @@ impl std::fmt::Display for Remedy {
 pub(crate) enum Severity {
     /// It may be over the next time.
     Passing,
-    /// This partition waits until somebody has mended it.
+    /// Somebody has to mend this partition's journal, or say that it is another one.
     Partition,
     /// Nothing is stored until somebody has changed something.
     Fatal,
@@ -137,10 +138,11 @@ impl IngestError {
             | Self::Unfinished { .. }
             | Self::Commit(CommitError::Unknown { .. }) => Severity::Passing,
             Self::Lake(error) if !error.is_final() => Severity::Passing,
-            Self::Gone { .. } | Self::Journal { .. } => Severity::Partition,
             Self::Beyond { .. }
             | Self::Replaced { .. }
-            | Self::Partitions(_)
+            | Self::Gone { .. }
+            | Self::Journal { .. } => Severity::Partition,
+            Self::Partitions(_)
             | Self::Membership
             | Self::Lake(_)
             | Self::Commit(CommitError::Refused(_))

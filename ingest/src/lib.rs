@@ -152,9 +152,9 @@ impl Ingest {
         &self,
         mut wanted: watch::Receiver<BTreeSet<Partition>>,
         shutdown: CancellationToken,
-        drain: bool,
+        alone: bool,
     ) -> Result<(), IngestError> {
-        let mut crew = Crew::new(self);
+        let mut crew = Crew::new(self, alone);
         let result = loop {
             let now = wanted.borrow_and_update().clone();
             crew.adjust(&now);
@@ -171,7 +171,7 @@ impl Ingest {
                 },
             }
         };
-        let stopped = crew.stop(drain && result.is_ok()).await;
+        let stopped = crew.stop(result.is_err()).await;
         result.and(stopped)
     }
 

@@ -79,16 +79,16 @@ impl Pipeline {
         Self { journal, table, stored, partition, app_id, settings: settings.clone(), status }
     }
 
-    /// Works until `stop`, or until an error that neither waiting nor mending the partition alone
-    /// can help.
-    pub(crate) async fn run(self: Arc<Self>, stop: Stop) -> Result<(), IngestError> {
+    /// Works until `stop`, or until an error that waiting cannot help. A worker of a group waits
+    /// for a partition that somebody has to mend, one that is `alone` does not.
+    pub(crate) async fn run(self: Arc<Self>, stop: Stop, alone: bool) -> Result<(), IngestError> {
         self.status.change(|s| s.assigned = true);
-        let result = self.work_on(&stop).await;
+        let result = self.work_on(&stop, alone).await;
         self.status.change(|s| s.assigned = false);
         result
     }
 
-    async fn work_on(self: &Arc<Self>, stop: &Stop) -> Result<(), IngestError> {
+    async fn work_on(self: &Arc<Self>, stop: &Stop, alone: bool) -> Result<(), IngestError> {
         loop {
             let pause = match self.work_once(stop).await {
                 Ok(Ended::Stopped) => return Ok(()),
@@ -97,6 +97,7 @@ impl Pipeline {
                 Err(error) if stop.is_requested() => return Err(error),
                 Err(error) => match error.severity() {
                     Severity::Fatal => return Err(error),
+                    Severity::Partition if alone => return Err(error),
                     Severity::Passing => self.put_off(&error, PASSING_PAUSE),
                     Severity::Partition => self.put_off(&error, REFUSED_PAUSE),
                 },

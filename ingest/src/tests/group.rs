@@ -249,6 +249,25 @@ async fn a_topic_made_anew_is_refused_until_the_epoch_is_raised_and_then_nothing
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_worker_of_a_group_waits_for_a_topic_made_anew_and_says_so() {
+    let world = World::new(2);
+    let [first, second] = [world.partitions[0].clone(), world.partitions[1].clone()];
+    world.put(0, 0..5);
+    let before = world.worker(kafka()).await;
+    before.gets(std::slice::from_ref(&first));
+    before.until(&first, |s| s.stored_to == 5).await;
+    before.stop().await;
+    world.journal.recreate(&first);
+    world.put(1, 0..3);
+    let worker = world.worker(kafka()).await;
+    worker.gets(&world.partitions);
+    worker.until(&first, |s| s.problem.as_ref().is_some_and(|p| p.contains("epoch = 2"))).await;
+    worker.until(&second, |s| s.stored_to == 3).await;
+    worker.stop().await;
+    assert_eq!(world.stored().await, all_once(&[5, 3]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn entries_deleted_before_they_were_stored_are_never_passed_over_and_the_others_go_on() {
     let world = World::new(2);
     let [first, second] = [world.partitions[0].clone(), world.partitions[1].clone()];
