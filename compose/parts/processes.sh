@@ -14,8 +14,8 @@ hold() {
 running() {
   local pid
   [[ -f $1/pid ]] && pid=$(<"$1/pid") || return 1
-  [[ -r /proc/$pid/environ ]] || return 1
-  tr '\0' '\n' 2>/dev/null <"/proc/$pid/environ" | grep -qxF "CUSTODY_LOCAL=$1"
+  # No pipe: grep -q leaves it at the first match, and the writer's SIGPIPE would be the answer.
+  grep -qzxF "CUSTODY_LOCAL=$1" "/proc/$pid/environ" 2>/dev/null
 }
 
 # launch FOLDER COMMAND…: starts it in the background with its output in FOLDER/log; the output
