@@ -195,6 +195,24 @@ mod tests {
     }
 
     #[test]
+    fn every_error_is_in_the_documentation() {
+        let documented = include_str!("../../docs/proxy.md");
+        let table = include_str!("errors.rs").split("const fn numbers").nth(1).unwrap();
+        let rows = table.split("(S::").skip(1).map(|row| row.split(')').next().unwrap());
+        let mut count = 0;
+        for row in rows.take_while(|row| row.split(", ").count() == 3) {
+            let mut cells = row.split(", ").skip(1);
+            let (code, reason) = (cells.next().unwrap(), cells.next().unwrap().trim_matches('"'));
+            let found = documented.lines().any(|line| {
+                line.starts_with(&format!("| {code} |")) && line.contains(&format!("`{reason}`"))
+            });
+            assert!(found, "docs/proxy.md says nothing about {code} {reason}");
+            count += 1;
+        }
+        assert!(count > 20, "{count}");
+    }
+
+    #[test]
     fn the_two_audit_errors_have_the_promised_codes() {
         let faces = [Failure::AuditUnavailable, Failure::AuditOutcomeUnrecorded]
             .map(|failure| (failure.code(), failure.status().as_u16(), failure.reason()));
