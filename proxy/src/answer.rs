@@ -12,8 +12,9 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use custody_schemas::words::Status;
 use http::{HeaderMap, Response, StatusCode, header};
+use http_body::Body as HttpBody;
 use http_body_util::BodyExt;
-use hyper::body::{Body as _, Incoming};
+use hyper::body::Incoming;
 use tokio::time::timeout;
 
 use crate::call::{Asked, Exchange, examine as examine_on};
@@ -24,7 +25,7 @@ use crate::inspect::{self, Found};
 use crate::payload::Payload;
 use crate::record::{Call, Ending};
 use crate::stream;
-use crate::upstream::{NoAnswer, headers_down, media_type};
+use crate::upstream::{Body, NoAnswer, headers_down, media_type};
 
 /// How long the body of an answer that is not passed on is read, for the record.
 const UNWANTED: Duration = Duration::from_secs(2);
@@ -34,7 +35,7 @@ pub(crate) async fn deliver(
     exchange: &Exchange<'_>,
     asked: &Asked,
     mut call: Call,
-    answer: Response<Incoming>,
+    answer: Response<Body>,
 ) -> Response<Payload> {
     let (head, mut body) = answer.into_parts();
     let bound = match unacceptable(head.status, &head.headers) {
@@ -252,7 +253,7 @@ pub(crate) async fn discard(mut body: Incoming, mut left: usize, limit: Duration
 const COPY_BYTES: usize = 4096;
 
 /// Reads what comes of a body in `time`, up to `limit` bytes; whether that is not all of it.
-async fn read_some(body: &mut Incoming, limit: usize, time: Duration) -> (Bytes, bool) {
+async fn read_some(body: &mut Body, limit: usize, time: Duration) -> (Bytes, bool) {
     let mut bytes = BytesMut::new();
     let reading = async {
         while let Some(frame) = body.frame().await {
@@ -271,7 +272,10 @@ async fn read_some(body: &mut Incoming, limit: usize, time: Duration) -> (Bytes,
 }
 
 /// Reads a body of at most `limit` bytes. Copies nothing of a longer one that comes in one piece.
-pub(crate) async fn read_whole(body: &mut Incoming, limit: usize) -> Result<Bytes, Unread> {
+pub(crate) async fn read_whole<B>(body: &mut B, limit: usize) -> Result<Bytes, Unread>
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+{
     let announced = body.size_hint().lower();
     if announced > limit as u64 {
         return Err(Unread::TooLong);

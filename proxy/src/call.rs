@@ -30,7 +30,7 @@ use crate::record::{Cleared, Facts, Relayed, Way, new_call};
 use crate::session::{self, Foreign, Session};
 use crate::spans;
 use crate::stream;
-use crate::upstream::headers_down;
+use crate::upstream::{Body, NoAnswer, Outgoing, headers_down};
 use crate::visit::{Judged, Stop, Visit};
 
 /// From how many bytes on a message is inspected on a thread of its own.
@@ -233,9 +233,10 @@ impl Exchange<'_> {
         cleared: Cleared,
         method: Method,
         bytes: Bytes,
-    ) -> Result<Response<Incoming>, crate::upstream::NoAnswer> {
+    ) -> Result<Response<Body>, NoAnswer> {
         let started = Instant::now();
-        let answer = self.served.upstream.send(cleared, method, &self.visit.headers, bytes).await;
+        let outgoing = Outgoing::new(method, &self.visit.headers, bytes);
+        let answer = self.served.upstream.send(cleared, outgoing).await;
         self.visit.proxy.watched.metrics.answered(&self.served.server.name, started);
         answer
     }

@@ -14,7 +14,6 @@ use custody_schemas::words::Status;
 use futures::future::join_all;
 use futures::stream::unfold;
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use tokio::time::{Instant, timeout};
 
 use crate::answer::Examined;
@@ -25,32 +24,28 @@ use crate::inspect::is_housekeeping;
 use crate::payload::{BrokenOff, Payload};
 use crate::record::{Call, Ending, Facts, Relayed, Way};
 use crate::sse::{Frame, Framer};
+use crate::upstream::Body;
 use crate::{Proxy, Served};
 
 /// What keeps a silent stream open.
 const KEEP_ALIVE: &[u8] = b": keep-alive\n\n";
 
 /// The stream that answers a call.
-pub(crate) fn of_call(
-    exchange: &Exchange<'_>,
-    asked: &Asked,
-    call: Call,
-    body: Incoming,
-) -> Payload {
+pub(crate) fn of_call(exchange: &Exchange<'_>, asked: &Asked, call: Call, body: Body) -> Payload {
     let facts = Facts { headers: None, ..call.facts().clone() };
     let id = call.id();
     start(exchange, facts, body, Some((asked.clone(), id, call)))
 }
 
 /// The stream of a server's own messages.
-pub(crate) fn of_server(exchange: &Exchange<'_>, facts: Facts, body: Incoming) -> Payload {
+pub(crate) fn of_server(exchange: &Exchange<'_>, facts: Facts, body: Body) -> Payload {
     start(exchange, facts, body, None)
 }
 
 fn start(
     exchange: &Exchange<'_>,
     facts: Facts,
-    body: Incoming,
+    body: Body,
     call: Option<(Asked, CallId, Call)>,
 ) -> Payload {
     let (asked, call_id, call) = match call {
@@ -82,7 +77,7 @@ struct Streaming {
     served: Arc<Served>,
     framer: Framer,
     /// Nothing once it has ended.
-    body: Option<Incoming>,
+    body: Option<Body>,
     facts: Facts,
     asked: Option<Asked>,
     call_id: Option<CallId>,

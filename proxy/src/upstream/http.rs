@@ -1,41 +1,26 @@
-//! Carries a request to one MCP server and brings back the head of its answer.
+//! Streamable HTTP to one server.
 //!
-//! It spends a [`Cleared`], so that nothing can be sent that was not judged and recorded. The body
-//! goes as it came. Of the headers only those that MCP and tracing need are carried over, in
-//! either direction: never the client's credentials, never the upstream's address. Redirects are
-//! not followed. Every wait has a limit.
+//! The message goes as it came. Redirects are not followed.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{self, HeaderName};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri};
+use http::{HeaderValue, Request, Response, Uri};
 use http_body_util::Full;
-use hyper::body::Incoming;
 use hyper_rustls::{ConfigBuilderExt, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::time::timeout;
 
+use super::{Body, NoAnswer, Outgoing};
 use crate::config::{Limits, Server};
-use crate::headers;
 use crate::record::Cleared;
 
 /// How long an unused connection is kept: less than the five seconds after which common servers
 /// close theirs, so that a call is not sent into a closing connection.
 const POOL_IDLE: Duration = Duration::from_secs(4);
-
-/// Why there is no answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum NoAnswer {
-    /// No connection: the request was not delivered.
-    Unreachable,
-    /// The connection broke.
-    Broken,
-    /// It took too long.
-    TimedOut,
-}
 
 /// The trust store of this machine cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -46,14 +31,15 @@ pub struct TlsError {
 }
 
 /// One server, with its own connections.
-pub(crate) struct Upstream {
+#[derive(Debug)]
+pub(crate) struct Http {
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
     url: Uri,
     headers: Vec<(HeaderName, HeaderValue)>,
     response: Duration,
 }
 
-impl Upstream {
+impl Http {
     /// A client for `server`.
     pub(crate) fn new(server: &Server, limits: &Limits) -> Result<Self, TlsError> {
         let mut http = HttpConnector::new();
@@ -82,30 +68,27 @@ impl Upstream {
     pub(crate) async fn send(
         &self,
         _cleared: Cleared,
-        method: Method,
-        headers: &HeaderMap,
-        body: Bytes,
-    ) -> Result<Response<Incoming>, NoAnswer> {
-        let mut request = Request::new(Full::new(body));
-        *request.method_mut() = method;
-        *request.uri_mut() = self.url.clone();
-        self.write_headers(headers, request.headers_mut());
-        match timeout(self.response, self.client.request(request)).await {
-            Ok(Ok(response)) => Ok(response),
+        outgoing: Outgoing,
+    ) -> Result<Response<Body>, NoAnswer> {
+        match timeout(self.response, self.client.request(self.request(outgoing))).await {
+            Ok(Ok(response)) => Ok(response.map(Body::Http)),
             Ok(Err(error)) if error.is_connect() => Err(NoAnswer::Unreachable),
             Ok(Err(_)) => Err(NoAnswer::Broken),
             Err(_) => Err(NoAnswer::TimedOut),
         }
     }
 
-    fn write_headers(&self, from: &HeaderMap, to: &mut HeaderMap) {
-        for (name, value) in headers::up(from) {
-            to.append(name.clone(), value.clone());
-        }
-        to.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    fn request(&self, outgoing: Outgoing) -> Request<Full<Bytes>> {
+        let mut request = Request::new(Full::new(outgoing.bytes));
+        *request.method_mut() = outgoing.method;
+        *request.uri_mut() = self.url.clone();
+        let mut headers = outgoing.headers;
+        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         for (name, value) in &self.headers {
-            to.insert(name.clone(), value.clone());
+            headers.insert(name.clone(), value.clone());
         }
+        *request.headers_mut() = headers;
+        request
     }
 }
 
@@ -122,19 +105,4 @@ fn tls(server: &Server) -> Result<rustls::ClientConfig, TlsError> {
     }
     let roots = builder.with_native_roots().map_err(|error| wrong(error.to_string()))?;
     Ok(roots.with_no_client_auth())
-}
-
-/// The headers of an answer that a client may see.
-pub(crate) fn headers_down(from: &HeaderMap) -> HeaderMap {
-    let mut headers = HeaderMap::with_capacity(4);
-    for (name, value) in headers::down(from) {
-        headers.append(name.clone(), value.clone());
-    }
-    headers
-}
-
-/// The media type of an answer, without parameters.
-pub(crate) fn media_type(headers: &HeaderMap) -> &str {
-    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    value.unwrap_or_default().split(';').next().unwrap_or_default().trim()
 }
