@@ -10,6 +10,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use custody_schemas::edits::Edits;
 use custody_schemas::words::Status;
 use http::{HeaderMap, Response, StatusCode, header};
 use http_body::Body as HttpBody;
@@ -200,6 +201,7 @@ fn outcome(asked: &Asked, message: &Envelope<'_>) -> Option<Ending> {
         code: message.code.map(str::to_owned),
         result_type: message.result_type.as_deref().map(str::to_owned),
         response: None,
+        edits: Edits::default(),
     })
 }
 

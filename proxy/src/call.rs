@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use custody_schemas::edits::Edits;
 use custody_schemas::event::{ClientClaimed, PrevCall};
 use custody_schemas::id::{Bytes as Digits, CallId, Hash};
 use http::{HeaderMap, HeaderValue, Method, Response, header};
@@ -192,7 +193,10 @@ impl Exchange<'_> {
         bytes: Bytes,
     ) -> Response<Payload> {
         let recorder = &self.visit.proxy.recorder;
-        let relayed = |way, bytes| Relayed { way, call: None, http, facts: facts.clone(), bytes };
+        let relayed = |way, bytes| {
+            let (facts, edits) = (facts.clone(), Edits::default());
+            Relayed { way, call: None, http, facts, bytes, edits }
+        };
         let Ok(cleared) = recorder.relay(relayed(Way::Up, Some(bytes.clone()))).await else {
             return error(Failure::AuditUnavailable, None, None, None);
         };

@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use custody_schemas::edits::Edits;
 use custody_schemas::event::What;
 use custody_schemas::id::CallId;
 use custody_schemas::words::Status;
@@ -222,7 +223,8 @@ impl Streaming {
             ..What::default()
         };
         let facts = Facts { what: Arc::new(what), prev: None, phi, found, ..self.facts.clone() };
-        Relayed { way: Way::Down, call: self.call_id, http: None, facts, bytes: Some(bytes) }
+        let (call, bytes, edits) = (self.call_id, Some(bytes), Edits::default());
+        Relayed { way: Way::Down, call, http: None, facts, bytes, edits }
     }
 
     /// The upstream has said all.

@@ -14,6 +14,7 @@ pub mod body;
 mod bounds;
 pub mod decoder;
 pub mod derive;
+pub mod edits;
 pub mod event;
 pub mod id;
 pub mod json;

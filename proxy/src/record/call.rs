@@ -11,7 +11,8 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use custody_journal::writer::AppendError;
-use custody_journal::{Appending, OutBody, Part, Slot};
+use custody_journal::{Appending, Part, Slot};
+use custody_schemas::edits::Edits;
 use custody_schemas::event::{Data, Decision, Draft, Outcome, Subject};
 use custody_schemas::id::{CallId, Hash, Uint};
 use custody_schemas::json::Json;
@@ -21,11 +22,12 @@ use custody_schemas::words::Status;
 use tokio::time::{timeout, timeout_at};
 use tracing::{Instrument as _, Span};
 
-use super::{Cleared, Facts, Recorder, Unrecorded, body};
+use super::{Cleared, Facts, Recorder, Unrecorded, bodies, count};
 use crate::inspect::{self, Found};
 use crate::metrics::Step;
 use crate::policy::Permit;
 use crate::spans;
+use crate::splice::Message;
 
 /// How a call ended.
 #[derive(Debug)]
@@ -38,15 +40,18 @@ pub(crate) struct Ending {
     pub(crate) code: Option<String>,
     /// `resultType`
     pub(crate) result_type: Option<String>,
-    /// The answer's bytes.
+    /// The answer's bytes, as the server sent them.
     pub(crate) response: Option<Bytes>,
+    /// What was changed in them before they went to the client.
+    pub(crate) edits: Edits,
 }
 
 impl Ending {
     /// An ending without an answer.
     pub(crate) fn without_answer(status: Status, code: Option<i64>) -> Self {
         let code = code.map(|code| code.to_string());
-        Self { status, http_status: None, code, result_type: None, response: None }
+        let (response, edits) = (None, Edits::default());
+        Self { status, http_status: None, code, result_type: None, response, edits }
     }
 }
 
@@ -57,8 +62,9 @@ impl Recorder {
         permit: Permit,
         call: CallId,
         facts: Facts,
-        request: Bytes,
+        request: impl Into<Message>,
     ) -> Result<(Call, Cleared), Unrecorded> {
+        let request = request.into();
         let mut slot = self.slot().map_err(|error| {
             self.metrics.unavailable();
             tracing::warn!(%error, "a call cannot be recorded; it is refused");
@@ -70,7 +76,9 @@ impl Recorder {
         let (first, parts) = split_subjects(facts.found.clone().into_subjects());
         let told = Told { first: first.len(), all: facts.found.named() };
         draft.data.subjects = first;
-        let opening = slot.open(draft, vec![OutBody { part: Part::Request, bytes: request }]);
+        draft.bodies.edit_count = count(&request.edits);
+        let bodies = bodies(Part::Request, Some(request.arrived), &request.edits);
+        let opening = slot.open(draft, bodies);
         let listed = list(&mut slot, call, &facts, parts);
         let mut call = Box::new(Open {
             span: spans::call(call, &facts),
@@ -225,7 +233,8 @@ impl Open {
         }
         let mut draft = self.ending(&ending);
         draft.data.subjects = first;
-        let ended = slot.end(draft, body(Part::Response, ending.response));
+        draft.bodies.edit_count = count(&ending.edits);
+        let ended = slot.end(draft, bodies(Part::Response, ending.response, &ending.edits));
         self.recorder.metrics.ended(self.facts.what.server.as_deref(), &ending.status);
         let ended = timeout_at(deadline, ended.instrument(span)).await;
         self.recorder.metrics.waited(Step::Ending, started);

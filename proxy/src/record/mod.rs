@@ -13,8 +13,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use custody_journal::writer::AppendError;
 use custody_journal::{OutBody, Part, Slot, Writer};
+use custody_schemas::edits::Edits;
 use custody_schemas::event::{Data, Decision, Draft, PrevCall, What, Who};
-use custody_schemas::id::CallId;
+use custody_schemas::id::{CallId, Uint};
 use custody_schemas::json::Json;
 use custody_schemas::kind::Kind;
 use custody_schemas::split_subjects;
@@ -80,8 +81,10 @@ pub(crate) struct Relayed {
     pub(crate) http: Option<&'static str>,
     /// Who and what.
     pub(crate) facts: Facts,
-    /// Its bytes.
+    /// Its bytes, as they arrived.
     pub(crate) bytes: Option<Bytes>,
+    /// What was changed in them before they went on.
+    pub(crate) edits: Edits,
 }
 
 /// Writes the records of a proxy.
@@ -141,7 +144,8 @@ impl Recorder {
         let mut draft = facts.draft(Kind::CallDenied, Some(call), Some(&decision));
         draft.data = facts.data_with_first_subjects();
         self.metrics.refused(failure);
-        let denied = self.append(draft, body(Part::Request, request)).await;
+        let bodies = bodies(Part::Request, request, &Edits::default());
+        let denied = self.append(draft, bodies).await;
         denied.inspect_err(|Unrecorded| self.metrics.unavailable()).map(|()| call)
     }
 
@@ -170,8 +174,10 @@ impl Recorder {
         if let Some(http) = relayed.http {
             draft = draft.with("http_method", http);
         }
+        draft.bodies.edit_count = count(&relayed.edits);
         self.metrics.relayed();
-        let passed = self.append(draft, body(Part::Request, relayed.bytes)).await;
+        let bodies = bodies(Part::Request, relayed.bytes, &relayed.edits);
+        let passed = self.append(draft, bodies).await;
         let passed = passed.inspect_err(|Unrecorded| match relayed.way {
             Way::Up => self.metrics.unavailable(),
             Way::Down => self.metrics.unrecorded(),
@@ -206,12 +212,15 @@ pub(crate) fn new_call() -> CallId {
     CallId::from_uuid(uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid())
 }
 
-fn body(part: Part, bytes: Option<Bytes>) -> Vec<OutBody> {
-    bytes
-        .filter(|bytes| !bytes.is_empty())
-        .map(|bytes| OutBody { part, bytes })
-        .into_iter()
-        .collect()
+/// A message's bytes as they arrived, and what was changed in them.
+fn bodies(part: Part, bytes: Option<Bytes>, edits: &Edits) -> Vec<OutBody> {
+    let bytes = bytes.filter(|bytes| !bytes.is_empty()).map(|bytes| OutBody { part, bytes });
+    let edits = (!edits.is_empty()).then(|| OutBody { part: Part::Edits, bytes: edits.encode() });
+    bytes.into_iter().chain(edits).collect()
+}
+
+fn count(edits: &Edits) -> Option<Uint> {
+    (!edits.is_empty()).then(|| Uint::new(edits.len() as u64))
 }
 
 impl Facts {
