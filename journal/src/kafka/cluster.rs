@@ -1,7 +1,8 @@
 //! What Kafka says of its topics: which partitions there are, where they begin and where they end.
 //!
 //! One client per journal asks, whoever wants to know; no answer is waited for longer than
-//! [`ANSWER`]. An error says which topic it is about, what the last trouble of the connection was,
+//! [`ANSWER`]. One that does not get through for a while is replaced: librdkafka may lose all
+//! brokers for good. An error says which topic it is about, what the last trouble of the connection was,
 //! and what to do.
 
 use std::io::{self, ErrorKind};
@@ -9,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -22,6 +24,8 @@ use crate::{Partition, ReadError, Topic};
 pub(crate) const ANSWER: Duration = Duration::from_secs(5);
 /// How long the reason for an error is waited for, which the client may give a moment later.
 const REASON: Duration = Duration::from_millis(300);
+/// How old a client that is not answered must be to be replaced.
+const RENEW: Duration = Duration::from_secs(10);
 /// Notices of the client that are taken from its queue at once.
 const NOTICES: usize = 32;
 
@@ -39,19 +43,31 @@ pub(crate) struct Bounds {
 /// The cluster, as readers see it.
 pub(crate) struct Cluster {
     settings: KafkaSettings,
-    client: BaseConsumer<Link>,
+    asking: Mutex<Asking>,
+}
+
+/// The client that asks.
+#[derive(Clone)]
+struct Asking {
+    client: Arc<BaseConsumer<Link>>,
+    made_at: Instant,
+}
+
+impl Asking {
+    fn new(settings: &KafkaSettings) -> Result<Self, KafkaError> {
+        let config = settings.client_config(&[], &[("isolation.level", "read_committed")]);
+        let client = BaseConsumer::from_config_and_context(&config, Link::default())?;
+        Ok(Self { client: Arc::new(client), made_at: Instant::now() })
+    }
 }
 
 impl Cluster {
     /// Makes the client; nothing is asked yet.
     pub(crate) fn new(settings: &KafkaSettings) -> Result<Self, ReadError> {
-        let fixed = [("isolation.level", "read_committed")];
-        let config = settings.client_config(&[], &fixed);
-        let client = BaseConsumer::from_config_and_context(&config, Link::default());
-        let client = client.map_err(|error| {
+        let asking = Asking::new(settings).map_err(|error| {
             ReadError::io(place_of(settings, None), io::Error::other(explain(&error)))
         })?;
-        Ok(Self { settings: settings.clone(), client })
+        Ok(Self { settings: settings.clone(), asking: Mutex::new(asking) })
     }
 
     pub(crate) fn settings(&self) -> &KafkaSettings {
@@ -108,7 +124,8 @@ impl Cluster {
 
     /// The error for whatever else went wrong with `topic`; waiting may mend it.
     pub(crate) fn error(&self, topic: Topic, number: Option<i32>, error: &KafkaError) -> ReadError {
-        failed(self.place(topic, number), error, self.client.context().problem())
+        let problem = self.asking.lock().client.context().problem();
+        failed(self.place(topic, number), error, problem)
     }
 
     /// The error for a topic that is not there.
@@ -127,20 +144,35 @@ impl Cluster {
         &self,
         ask: impl FnOnce(&BaseConsumer<Link>) -> Result<T, KafkaError>,
     ) -> Result<T, KafkaError> {
-        let answer = ask(&self.client);
-        let link = self.client.context();
+        let Asking { client, made_at } = self.asking.lock().clone();
+        let answer = ask(&client);
+        let link = client.context();
         let until = Instant::now() + REASON;
         for _ in 0..NOTICES {
             // whatever it returns was noted by the link
-            drop(self.client.poll(Duration::ZERO));
+            drop(client.poll(Duration::ZERO));
         }
         while answer.is_err() && link.problem().is_none() && Instant::now() < until {
-            drop(self.client.poll(Duration::from_millis(10)));
+            drop(client.poll(Duration::from_millis(10)));
         }
-        if answer.is_ok() {
-            link.works();
+        match &answer {
+            Ok(_) => link.works(),
+            Err(error) if is_cut_off(error) && made_at.elapsed() > RENEW => self.renew(made_at),
+            Err(_) => {}
         }
         answer
+    }
+
+    /// Replaces the client that was made at `made_at`; the reason why it failed stays known.
+    fn renew(&self, made_at: Instant) {
+        let Ok(new) = Asking::new(&self.settings) else { return };
+        let mut asking = self.asking.lock();
+        if asking.made_at == made_at {
+            if let Some(problem) = asking.client.context().problem() {
+                new.client.context().suffers(problem);
+            }
+            *asking = new;
+        }
     }
 }
 

@@ -34,6 +34,10 @@ use crate::{Partition, ReadError, Topic};
 const POLL: Duration = Duration::from_millis(100);
 /// How often the lake's position is told to the group.
 const TELL_EVERY: Duration = Duration::from_secs(5);
+/// How long a member has to show that it reaches a broker.
+const SHOW: Duration = Duration::from_secs(2);
+/// How often in a row it may fail to, while others do, before it is replaced.
+const STRANDED: u32 = 2;
 /// The pause before a member that was put out joins again.
 const AGAIN: Duration = Duration::from_secs(2);
 
@@ -298,6 +302,7 @@ impl Member {
     /// Polls until the end, or until the group puts this member out for good.
     fn stay(&self, member: &BaseConsumer<Rebalances>) {
         let mut told_at = Instant::now();
+        let mut stranded = 0;
         while !self.stopped() {
             match member.poll(POLL) {
                 None | Some(Ok(_)) => {
@@ -316,12 +321,24 @@ impl Member {
             if told_at.elapsed() >= TELL_EVERY {
                 self.tell(member, CommitMode::Async);
                 if self.is_cut_off() && self.cluster.partitions(Topic::Events).is_ok() {
-                    self.recovered(member, true);
+                    stranded = if self.reaches(member) { 0 } else { stranded + 1 };
+                    if stranded == 0 {
+                        self.recovered(member, true);
+                    } else if stranded == STRANDED {
+                        tracing::warn!("the consumer group's client lost all brokers: a new one");
+                        return;
+                    }
                 }
                 told_at = Instant::now();
             }
         }
         self.tell(member, CommitMode::Async);
+    }
+
+    /// Whether this member has a broker to talk to.
+    fn reaches(&self, member: &BaseConsumer<Rebalances>) -> bool {
+        let topic = self.cluster.settings().topic(Topic::Events);
+        member.fetch_metadata(Some(&topic), SHOW).is_ok()
     }
 
     fn stopped(&self) -> bool {

@@ -6,7 +6,7 @@
 //! * It never gives up by itself; what is handed over is bounded, and beyond that it says so.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -48,6 +48,8 @@ const FIXED: [(&str, &str); 7] = [
 
 /// How long the cluster has to say how its topics are.
 const ASK: Duration = Duration::from_secs(2);
+/// After how many questions in a row that only other clients get answered this one is given up.
+const STRANDED: u32 = 2;
 
 /// What was handed over is not known to be there: begin again with a new producer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -137,6 +139,8 @@ pub(crate) struct Producer {
     settings: KafkaSettings,
     stop: Arc<AtomicBool>,
     polling: Option<JoinHandle<()>>,
+    /// How often in a row another client was answered and this one was not.
+    stranded: AtomicU32,
 }
 
 impl Producer {
@@ -157,7 +161,8 @@ impl Producer {
         let polling = polling.map_err(|error| Broken(format!("no thread for Kafka: {error}")))?;
         let names = [Topic::Events, Topic::Bodies, Topic::Control]
             .map(|topic| (topic, settings.topic(topic)));
-        Ok(Self { inner, names, settings: settings.clone(), stop, polling: Some(polling) })
+        let (settings, polling, stranded) = (settings.clone(), Some(polling), AtomicU32::new(0));
+        Ok(Self { inner, names, settings, stop, polling, stranded })
     }
 
     /// Hands over one entry; `false` when there is no room at the moment.
@@ -198,16 +203,22 @@ impl Producer {
         Some(Broken(format!("Kafka's client gave up ({code}): {reason}")))
     }
 
-    /// Asks the cluster why nothing is acknowledged, and says so on the link if it tells.
-    pub(crate) fn diagnose(&self) {
+    /// Asks the cluster why nothing is acknowledged, and says so on the link if it tells. A client
+    /// that gets no answer where a new one does will never get any.
+    pub(crate) fn diagnose(&self) -> Result<(), Broken> {
         let link = &self.inner.context().link;
         for topic in [Topic::Bodies, Topic::Events] {
             let name = self.name(topic);
             let metadata = match self.inner.client().fetch_metadata(Some(name), ASK) {
                 Ok(metadata) => metadata,
-                Err(error) if link.problem().is_none() => return link.suffers(explain(&error)),
-                Err(_) => return,
+                Err(error) => {
+                    if link.problem().is_none() {
+                        link.suffers(explain(&error));
+                    }
+                    return self.look_beside(name);
+                }
             };
+            self.stranded.store(0, Ordering::Relaxed);
             let found: Vec<Laid> = metadata.topics().first().map(laid).unwrap_or_default();
             let least = usize::try_from(self.settings.topics.min_in_sync).unwrap_or(0);
             let problem = if found.is_empty() {
@@ -216,9 +227,27 @@ impl Producer {
                 judge_health(name, least, &found)
             };
             if let Some(problem) = problem {
-                return link.suffers(problem.to_string());
+                link.suffers(problem.to_string());
+                break;
             }
         }
+        Ok(())
+    }
+
+    /// Whether a new client would be answered, which this one is not. librdkafka 2.12 forgets all
+    /// brokers, for good, when one that comes back to life names none in its metadata.
+    fn look_beside(&self, topic: &str) -> Result<(), Broken> {
+        let other = self.settings.client_config(&[], &[]);
+        let other: Result<BaseProducer<Link>, _> = other.create_with_context(Link::default());
+        let seen = other.and_then(|other| other.client().fetch_metadata(Some(topic), ASK));
+        if !seen.is_ok_and(|seen| !seen.brokers().is_empty()) {
+            self.stranded.store(0, Ordering::Relaxed);
+            return Ok(());
+        }
+        if self.stranded.fetch_add(1, Ordering::Relaxed) + 1 < STRANDED {
+            return Ok(());
+        }
+        Err(Broken("Kafka answers new connections and none of this client's".to_owned()))
     }
 
     fn name(&self, topic: Topic) -> &str {

@@ -168,7 +168,7 @@ impl Carrier {
                 return Err(broken.into());
             }
             if since.elapsed() > SILENCE {
-                producer.diagnose();
+                producer.diagnose()?;
                 since = Instant::now();
             }
         }

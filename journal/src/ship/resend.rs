@@ -261,8 +261,8 @@ impl Out {
                 Ok(true) => return Ok(std::mem::take(&mut self.sent)),
                 Ok(false) if Instant::now() < self.until => {}
                 Ok(false) => {
-                    self.producer.diagnose();
-                    return Err(self.failed(&Trouble::Over));
+                    let why = self.producer.diagnose().map_or_else(Into::into, |()| Trouble::Over);
+                    return Err(self.failed(&why));
                 }
                 Err(broken) => return Err(self.failed(&broken.into())),
             }

@@ -209,7 +209,8 @@ fn a_broker_that_falls_silent_is_noticed_and_nothing_is_lost() {
     let mut late = one(&writer, 0);
     eventually("it is noticed", || !shipper.status().connected);
     let early = async { tokio::time::timeout(Duration::from_millis(100), &mut late).await };
-    assert!(now(early).is_err(), "answered although Kafka is silent");
+    let answer = now(early);
+    assert!(answer.is_err(), "answered although Kafka is silent: {answer:?}");
     let others: Vec<_> = (0..99).map(|_| one(&writer, 100)).collect();
     cluster.tell("resume", None);
     now(late).unwrap();
