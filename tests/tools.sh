@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Installs what the tests need beside cargo, each piece once, into a cache folder.
 #
-#   tests/tools.sh [libraries] [runner] [deny] [python] [node] [kafka] [minio] [compose]
+#   tests/tools.sh [libraries] [tracer] [runner] [deny] [python] [node] [kafka] [minio] [compose]
 #                                                         nothing named = all of them
 #
 #   libraries  cmake, pkg-config, OpenSSL's headers: what librdkafka is built with
+#   tracer     strace, with which system calls are made to fail
 #   runner     cargo-nextest                                → $CUSTODY_CACHE/tools/bin
 #   deny       cargo-deny                                   → $CUSTODY_CACHE/tools/bin
 #   python     MCP clients, DuckDB and Polars with Delta    → $CUSTODY_CACHE/python/bin/python
@@ -147,6 +148,7 @@ compose() { module compose github.com/compose-spec/compose-go/v2/cmd "$COMPOSE" 
 install() {
   case $1 in
     libraries) libraries ;;
+    tracer) packages strace=strace ;;
     kafka) piece kafka "$(cksum <"$here/../compose/kafka/pom.xml")" kafka ;;
     minio) piece minio "$MINIO" minio ;;
     compose) piece compose "$COMPOSE" compose ;;
@@ -178,6 +180,6 @@ install() {
 # One at a time: two test runs may share a cache.
 exec 9>"$cache/tools.lock"
 flock -w 3600 9 || die "another installation has held $cache/tools.lock for an hour"
-all=(libraries runner deny python node kafka minio compose)
+all=(libraries tracer runner deny python node kafka minio compose)
 [[ $# -gt 0 ]] || set -- "${all[@]}"
 for name in "$@"; do install "$name"; done

@@ -43,6 +43,8 @@ pub mod keys;
 pub mod metrics;
 #[cfg(feature = "kafka")]
 pub mod ship;
+#[cfg(test)]
+mod sim;
 pub mod writer;
 
 pub use file::FileJournal;

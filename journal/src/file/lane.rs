@@ -7,11 +7,10 @@
 
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
 
+use super::disk::{self, File, Meanwhile};
 use super::format::{
     BATCH_HEADER, BatchHeader, FrameKind, SEGMENT_HEADER, SegmentHeader, batch_len, push_frame,
 };
@@ -94,7 +93,7 @@ pub(crate) struct Lane {
     current: Option<Segment>,
     end: End,
     synced_through: u64,
-    prepared: Option<JoinHandle<io::Result<std::fs::File>>>,
+    prepared: Option<Meanwhile<io::Result<File>>>,
     begun: u64,
 }
 
@@ -102,7 +101,7 @@ impl Lane {
     /// Opens the lane: finds its end, wipes a torn tail, begins nothing yet.
     pub(crate) fn open(options: LaneOptions, room: &Arc<Room>) -> Result<Self, ReadError> {
         let io = |error| ReadError::io(&options.dir, error);
-        std::fs::create_dir_all(&options.dir).map_err(io)?;
+        disk::make_folders(&options.dir).map_err(io)?;
         let shelf = Arc::new(Shelf::new(&options.dir, options.lane.topics(), Arc::clone(room)));
         let current = shelf.load(true)?;
         let end = shelf.last().map_or(End { position: 0, offset: 0 }, |last| last.end);
@@ -133,10 +132,15 @@ impl Lane {
     /// Makes sure that a batch of about `body_len` bytes fits into the present segment.
     pub(crate) fn make_way(&mut self, body_len: usize) -> io::Result<()> {
         let need = batch_len(body_len);
-        if self.current.as_ref().is_none_or(|now| self.end.position + need > now.size) {
-            self.begin_segment(need)?;
+        if self.current.as_ref().is_some_and(|now| self.end.position + need <= now.size) {
+            return Ok(());
         }
-        Ok(())
+        let begun = self.begin_segment(need);
+        if begun.is_err() {
+            // A half-begun segment may be there under its name and say where this one ends.
+            self.poison();
+        }
+        begun
     }
 
     /// Appends a batch and returns its offsets once it is durable.
@@ -185,16 +189,17 @@ impl Lane {
         if self.options.sync {
             segment.file.sync_data()?;
         }
-        if segment.is_in_place() {
+        if segment.is_in_place()? {
             return Ok(());
         }
         Err(io::Error::new(io::ErrorKind::NotFound, "somebody removed the segment's file"))
     }
 
-    /// Never writes to the present segment again.
+    /// Never writes to the present segment again. It is forgotten only if it is certainly gone:
+    /// as long as it may be there, the next segment has to say where it ends.
     fn poison(&mut self) {
         if let Some(segment) = self.current.take()
-            && !segment.is_in_place()
+            && matches!(segment.is_in_place(), Ok(false))
         {
             self.shelf.forget_last();
         }
@@ -202,9 +207,9 @@ impl Lane {
 
     fn begin_segment(&mut self, need: u64) -> io::Result<()> {
         let need = (SEGMENT_HEADER + need).next_multiple_of(SEGMENT_HEADER);
-        let prepared = self.prepared.take().and_then(|thread| thread.join().ok());
+        let prepared = self.prepared.take().and_then(Meanwhile::end);
         let file = match prepared {
-            Some(Ok(file)) if file.metadata()?.len() >= need => file,
+            Some(Ok(file)) if file.len_and_inode()?.0 >= need => file,
             Some(Err(error)) => {
                 tracing::warn!(%error, "the next segment could not be prepared; taking a small one");
                 segment::prepare(&self.options.dir, need)?
@@ -235,8 +240,8 @@ impl Lane {
             return;
         }
         let (dir, size) = (self.options.dir.clone(), self.options.segment_bytes);
-        let thread = thread::Builder::new().name("journal-prepare".to_owned());
-        match thread.spawn(move || segment::prepare(&dir, size)) {
+        let in_dir = self.options.dir.as_path();
+        match Meanwhile::start("journal-prepare", in_dir, move || segment::prepare(&dir, size)) {
             Ok(thread) => self.prepared = Some(thread),
             Err(error) => tracing::warn!(%error, "no thread to prepare the next segment"),
         }
@@ -246,7 +251,7 @@ impl Lane {
 impl Drop for Lane {
     fn drop(&mut self) {
         if let Some(thread) = self.prepared.take()
-            && thread.join().is_err()
+            && thread.end().is_none()
         {
             tracing::error!("the thread that prepares segments panicked");
         }

@@ -6,6 +6,8 @@
 //! The format is in `format.rs`, what survives what in `lane.rs` and `segment.rs`.
 
 mod append;
+pub(crate) mod clock;
+pub(crate) mod disk;
 pub(crate) mod format;
 pub(crate) mod lane;
 pub(crate) mod reader;
@@ -16,12 +18,12 @@ pub(crate) mod spool;
 #[cfg(test)]
 mod tests;
 
-use std::fs;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 pub use append::FileAppend;
+pub(crate) use clock::now;
 pub use spool::{LockError, SpoolError};
 
 use crate::{Journal, Partition, Read, ReadError, Topic};
@@ -113,9 +115,10 @@ impl Shelves {
 
     fn load(writer: &str, dir: &Path, lock: Option<Lock>) -> Result<Self, ReadError> {
         let room = Arc::new(Room::new(dir, u64::MAX, 0));
+        let ours = lock.is_some();
         let shelf = |lane: Lanes| {
             let shelf = Shelf::new(&dir_of(dir, lane), lane.topics(), Arc::clone(&room));
-            shelf.load(false).map(|_| Arc::new(shelf))
+            shelf.load(ours).map(|_| Arc::new(shelf))
         };
         let (main, bulk) = (shelf(Lanes::Main)?, shelf(Lanes::Bulk)?);
         Ok(Self { writer: writer.to_owned(), main, bulk, room, _lock: lock })
@@ -135,12 +138,11 @@ impl FileJournal {
     pub(crate) fn around(dir: &Path, live: Option<Shelves>) -> Result<Self, SpoolError> {
         let mut spools: Vec<_> = live.into_iter().collect();
         let io = |error| SpoolError::Read(ReadError::io(dir, error));
-        for folder in fs::read_dir(dir).map_err(io)? {
-            let path = folder.map_err(io)?.path();
+        for path in disk::list(dir).map_err(io)? {
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             let known = spools.iter().any(|spool| spool.writer == name);
-            if !known && dir_of(&path, Lanes::Main).is_dir() && dir_of(&path, Lanes::Bulk).is_dir()
-            {
+            let has = |lane| disk::is_folder(&dir_of(&path, lane));
+            if !known && has(Lanes::Main) && has(Lanes::Bulk) {
                 spools.push(Shelves::resting(name, &path)?);
             }
         }
@@ -241,15 +243,4 @@ fn oldest_at(shelf: Arc<Shelf>, from: u64) -> Option<u64> {
     let mut reader = Reader::of_all(shelf, from).ok()?;
     let entries = crate::Read::read(&mut reader, 1, 1, Duration::ZERO).ok()?;
     entries.first().map(|entry| entry.journaled_at.get())
-}
-
-/// The clock, µs since 1970.
-pub(crate) fn now() -> u64 {
-    micros(SystemTime::now())
-}
-
-/// A time as µs since 1970; 0 before.
-fn micros(time: SystemTime) -> u64 {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::{clock, disk};
+
 /// How old the disk's answer may be.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 
@@ -101,12 +103,12 @@ impl Room {
     }
 
     fn ask_disk(&self, state: &mut State) {
-        if state.asked_at.is_some_and(|at| at.elapsed() < ASK_AGAIN) {
+        if state.asked_at.is_some_and(|at| clock::instant() < at + ASK_AGAIN) {
             return;
         }
-        state.asked_at = Some(Instant::now());
-        match rustix::fs::statvfs(&self.dir) {
-            Ok(answer) => state.disk_free = answer.f_bavail.saturating_mul(answer.f_frsize),
+        state.asked_at = Some(clock::instant());
+        match disk::free_bytes(&self.dir) {
+            Ok(free) => state.disk_free = free,
             Err(error) => {
                 tracing::error!(dir = %self.dir.display(), %error, "cannot ask for free space");
                 state.disk_free = 0;

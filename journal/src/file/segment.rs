@@ -4,15 +4,13 @@
 //! has no metadata to write. Walking never returns bytes whose checksum is wrong; whether a broken
 //! batch is a torn tail or damage is decided in [`Segment::find_end`].
 
-use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
+use super::disk::{self, File, Mode};
 use super::format::{
     BATCH_HEADER, BatchHeader, FORMAT, HeaderProblem, SEGMENT_HEADER, SegmentHeader, batch_len,
 };
@@ -53,8 +51,7 @@ pub(crate) fn file_name(base: u64) -> String {
 
 /// Fills a new file with zeros; it becomes a segment by [`Segment::begin`].
 pub(crate) fn prepare(dir: &Path, size: u64) -> io::Result<File> {
-    let path = dir.join(NEXT);
-    let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)?;
+    let file = File::open(&dir.join(NEXT), Mode::Empty)?;
     let zeros = vec![0; usize::try_from(WINDOW).unwrap_or(1 << 20)];
     let mut written = 0;
     while written < size {
@@ -69,11 +66,6 @@ pub(crate) fn prepare(dir: &Path, size: u64) -> io::Result<File> {
     Ok(file)
 }
 
-/// Makes the names in `dir` durable.
-pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
-}
-
 impl Segment {
     /// Turns the prepared file into the segment with `header`, replacing one of the same base,
     /// which then never held anything durable.
@@ -81,18 +73,18 @@ impl Segment {
         file.write_all_at(&header.encode(), 0)?;
         file.sync_all()?;
         let path = dir.join(file_name(header.base));
-        fs::rename(dir.join(NEXT), &path)?;
-        sync_dir(dir)?;
-        let metadata = file.metadata()?;
-        let (size, inode) = (metadata.len(), metadata.ino());
+        disk::rename(&dir.join(NEXT), &path)?;
+        disk::sync_folder(dir)?;
+        let (size, inode) = file.len_and_inode()?;
         Ok(Self { path, file: Arc::new(file), header, size, inode })
     }
 
     /// Opens the segment at `path`, for writing too where `write` is set.
     pub(crate) fn open(path: &Path, write: bool) -> Result<Self, ReadError> {
         let io = |source| ReadError::io(path, source);
-        let file = OpenOptions::new().read(true).write(write).open(path).map_err(io)?;
-        let metadata = file.metadata().map_err(io)?;
+        let mode = if write { Mode::Write } else { Mode::Read };
+        let file = File::open(path, mode).map_err(io)?;
+        let (size, inode) = file.len_and_inode().map_err(io)?;
         let mut bytes = vec![0; 64];
         let header = match file.read_exact_at(&mut bytes, 0) {
             Ok(()) => SegmentHeader::decode(&bytes),
@@ -111,17 +103,13 @@ impl Segment {
                 reason: "no segment header",
             },
         })?;
-        let (size, inode) = (metadata.len(), metadata.ino());
         Ok(Self { path: path.to_owned(), file: Arc::new(file), header, size, inode })
     }
 
-    /// Whether the name still leads to this file.
-    ///
-    /// Asks for the inode's number and nothing else: once somebody has read a file's times, Linux
-    /// gives its next write a time of its own, and the next sync has the inode to write as well.
-    pub(crate) fn is_in_place(&self) -> bool {
-        let found = statx(CWD, &self.path, AtFlags::empty(), StatxFlags::INO);
-        found.is_ok_and(|found| found.stx_ino == self.inode)
+    /// Whether the name still leads to this file; an error when that cannot be told, which is no
+    /// sign that the file is gone.
+    pub(crate) fn is_in_place(&self) -> io::Result<bool> {
+        Ok(disk::inode(&self.path)? == Some(self.inode))
     }
 
     /// A walk over the batches up to the byte `limit`.
@@ -135,11 +123,18 @@ impl Segment {
     /// [`ReadError::Corrupt`] when a batch is broken although a later one proves that it was
     /// durable, or when offsets do not follow each other.
     pub(crate) fn find_end(&self) -> Result<End, ReadError> {
+        self.find_tail().map(|(_, end)| end)
+    }
+
+    /// Where the last valid batch begins, and where it ends.
+    fn find_tail(&self) -> Result<(u64, End), ReadError> {
         let mut walk = self.walk();
         let mut end = End { position: SEGMENT_HEADER, offset: self.header.base };
+        let mut last_at = end.position;
         loop {
             match walk.batch(end.position, self.size)? {
                 Step::Batch(header, _) if header.base == end.offset => {
+                    last_at = end.position;
                     end.position = header.next_position();
                     end.offset += u64::from(header.count);
                 }
@@ -148,11 +143,29 @@ impl Segment {
                     return if self.was_synced_beyond(end.position)? {
                         Err(self.corrupt(end.position, reason))
                     } else {
-                        Ok(end)
+                        Ok((last_at, end))
                     };
                 }
             }
         }
+    }
+
+    /// Makes a segment that another process wrote what it seems to be: the last batch durable,
+    /// nothing behind it. That process may have died before its last sync, or because of it, and
+    /// what a sync could not write can still be read as long as the machine runs: so that batch is
+    /// written once more.
+    pub(crate) fn settle(&self) -> Result<End, ReadError> {
+        let (last_at, end) = self.find_tail()?;
+        let io = |error| ReadError::io(&self.path, error);
+        let len = end.position.min(self.size) - last_at;
+        let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
+        self.file.read_exact_at(&mut bytes, last_at).map_err(io)?;
+        self.file.write_all_at(&bytes, last_at).map_err(io)?;
+        self.each_window(end.position, |at, bytes| {
+            self.file.write_all_at(&vec![0; bytes.len()], at)
+        })?;
+        self.file.sync_data().map_err(io)?;
+        Ok(end)
     }
 
     /// The error for damage at `position`.
@@ -172,19 +185,6 @@ impl Segment {
             Ok(())
         })?;
         Ok(found)
-    }
-
-    /// Overwrites whatever stands behind `position` with zeros.
-    pub(crate) fn wipe(&self, position: u64) -> Result<(), ReadError> {
-        let mut wiped = false;
-        self.each_window(position, |at, bytes| {
-            wiped = true;
-            self.file.write_all_at(&vec![0; bytes.len()], at)
-        })?;
-        if wiped {
-            self.file.sync_data().map_err(|error| ReadError::io(&self.path, error))?;
-        }
-        Ok(())
     }
 
     /// Hands every window behind `position` that is not all zeros to `each`. Windows overlap by

@@ -5,16 +5,17 @@
 //! carried entries to the lake releases them. A lane that nobody writes has a fixed end.
 
 use std::collections::VecDeque;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use std::{fs, io};
 
 use parking_lot::{Condvar, Mutex};
 
 use super::format::NO_PREVIOUS;
 use super::room::Room;
 use super::segment::{End, Segment};
+use super::{clock, disk};
 use crate::{ReadError, Topic};
 
 /// Segments that stay whatever was released: the writer's recovery reads back through them.
@@ -58,11 +59,12 @@ impl Shelf {
     }
 
     /// Lists the segments in the folder, finds the end of the last one, and leaves the rest to be
-    /// checked when it is read. A lane that is to be written gets its torn tail wiped.
-    pub(crate) fn load(&self, write: bool) -> Result<Option<Segment>, ReadError> {
+    /// checked when it is read. Where nobody else writes, `ours`, names and the last batch are made
+    /// durable and a torn tail is wiped: what is read from now on survives a loss of power.
+    pub(crate) fn load(&self, ours: bool) -> Result<Option<Segment>, ReadError> {
         let mut segments = Vec::new();
         for path in segment_files(&self.dir)? {
-            segments.push(Segment::open(&path, write)?);
+            segments.push(Segment::open(&path, ours)?);
         }
         segments.sort_by_key(|segment| segment.header.base);
         let mut stored = VecDeque::new();
@@ -71,19 +73,19 @@ impl Shelf {
                 Some(next) if next.previous_base == segment.header.base => {
                     End { position: next.previous_end, offset: next.base }
                 }
-                _ => segment.find_end()?,
+                None if ours => segment.settle()?,
+                Some(_) | None => segment.find_end()?,
             };
             let touched_at = modified_at(&segment.path);
             self.room.grew(end.position);
             let (path, base) = (segment.path.clone(), segment.header.base);
             stored.push_back(Stored { path, base, end, touched_at });
         }
-        let last = segments.pop();
-        if let (Some(segment), Some(stored), true) = (&last, stored.back(), write) {
-            segment.wipe(stored.end.position)?;
+        if ours {
+            disk::sync_folder(&self.dir).map_err(|error| ReadError::io(&self.dir, error))?;
         }
         self.state.lock().segments = stored;
-        Ok(last)
+        Ok(segments.pop())
     }
 
     /// Puts a new segment behind the others, or in place of the last one when that has its base.
@@ -203,7 +205,7 @@ impl Shelf {
     /// the others as long as `pressed` says so.
     pub(crate) fn reclaim(&self, before: u64, pressed: impl Fn() -> bool) -> Result<(), ReadError> {
         while let Some(old) = self.take_reclaimable(before, &pressed) {
-            match fs::remove_file(&old.path) {
+            match disk::remove(&old.path) {
                 Ok(()) => self.room.shrank(old.end.position),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     self.room.shrank(old.end.position);
@@ -233,18 +235,11 @@ pub(crate) fn previous_of(stored: &[Stored], base: u64) -> (u64, u64) {
 }
 
 fn segment_files(dir: &Path) -> Result<Vec<PathBuf>, ReadError> {
-    let io = |error| ReadError::io(dir, error);
-    let mut found = Vec::new();
-    for entry in fs::read_dir(dir).map_err(io)? {
-        let path = entry.map_err(io)?.path();
-        if path.extension().is_some_and(|extension| extension == "segment") {
-            found.push(path);
-        }
-    }
+    let mut found = disk::list(dir).map_err(|error| ReadError::io(dir, error))?;
+    found.retain(|path| path.extension().is_some_and(|extension| extension == "segment"));
     Ok(found)
 }
 
 fn modified_at(path: &Path) -> u64 {
-    let modified = fs::metadata(path).and_then(|metadata| metadata.modified());
-    modified.map_or(0, super::micros)
+    disk::modified(path).map_or(0, clock::micros)
 }

@@ -1,12 +1,12 @@
 //! A spool: the folder of one writer, locked, with its two lanes.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::Lanes;
 use super::lane::{Lane, LaneOptions, dir_of};
 use super::room::Room;
+use super::{Lanes, disk};
 use crate::ReadError;
 
 /// The name of the lock file.
@@ -34,18 +34,22 @@ pub enum LockError {
 
 /// Holds a folder for this process; released when dropped, and by the system when it dies.
 #[derive(Debug)]
-pub(crate) struct Lock(#[expect(dead_code, reason = "held, not read")] File);
+pub(crate) struct Lock(#[expect(dead_code, reason = "held, not read")] Option<File>);
 
 impl Lock {
     /// Locks `dir`, making it if need be.
     pub(crate) fn take(dir: &Path) -> Result<Self, LockError> {
         let io = |source| LockError::Io { path: dir.to_owned(), source };
-        fs::create_dir_all(dir).map_err(io)?;
+        disk::make_folders(dir).map_err(io)?;
+        #[cfg(test)]
+        if crate::sim::disk::of(dir).is_some() {
+            return Ok(Self(None)); // a simulation has one process
+        }
         let mut options = OpenOptions::new();
         let file = options.read(true).write(true).create(true).truncate(false);
         let file = file.open(dir.join(LOCK)).map_err(io)?;
         match file.try_lock() {
-            Ok(()) => Ok(Self(file)),
+            Ok(()) => Ok(Self(Some(file))),
             Err(TryLockError::WouldBlock) => Err(LockError::InUse(dir.to_owned())),
             Err(TryLockError::Error(error)) => Err(io(error)),
         }

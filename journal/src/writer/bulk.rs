@@ -60,26 +60,32 @@ impl Carrier {
 
     /// Runs until the queue is closed and empty.
     pub(crate) fn run(mut self, shared: &Shared) {
-        let mut loads = Vec::new();
         let mut open = true;
         while open || !self.carried.is_empty() {
             let wait = if self.carried.is_empty() { IDLE } else { Duration::ZERO };
-            open = shared.bulk.take(&mut loads, Instant::now() + wait);
-            for load in loads.drain(..) {
-                match load {
-                    Load::Bodies { job, order } => {
-                        self.carried.push_back(Carried { job, order, taken: 0 });
-                    }
-                    Load::Close(reply) => self.close = Some(reply),
+            open = self.turn(shared, Instant::now() + wait);
+        }
+    }
+
+    /// Waits until `until` for something to do, and stores one batch; whether the queue is open.
+    pub(crate) fn turn(&mut self, shared: &Shared, until: Instant) -> bool {
+        let mut loads = Vec::new();
+        let open = shared.bulk.take(&mut loads, until);
+        for load in loads {
+            match load {
+                Load::Bodies { job, order } => {
+                    self.carried.push_back(Carried { job, order, taken: 0 });
                 }
-            }
-            self.store(shared);
-            if self.carried.is_empty()
-                && let Some(reply) = self.close.take()
-            {
-                shared.forward(Message::Close(reply), None);
+                Load::Close(reply) => self.close = Some(reply),
             }
         }
+        self.store(shared);
+        if self.carried.is_empty()
+            && let Some(reply) = self.close.take()
+        {
+            shared.forward(Message::Close(reply), None);
+        }
+        open
     }
 
     /// Stores one batch and hands on the events that are complete with it.

@@ -30,12 +30,22 @@ use super::{
 };
 use crate::file::format::FrameKind;
 use crate::file::lane::{Batch, Lane};
-use crate::file::now;
+use crate::file::{clock, now};
 
 /// The pauses between attempts to begin a run.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(2));
 
-pub(super) type Reply = oneshot::Sender<Result<Appended, AppendError>>;
+/// How a committer's turn ended.
+pub(crate) enum Turn {
+    /// There may be another.
+    More,
+    /// The queue is closed and empty.
+    Ended,
+    /// Somebody asked for the run's end.
+    Close(Reply),
+}
+
+pub(crate) type Reply = oneshot::Sender<Result<Appended, AppendError>>;
 
 /// The thread's state.
 pub(crate) struct Committer {
@@ -89,7 +99,7 @@ impl Committer {
             signs: false,
             noted_in: 0,
             floor: (0, 0),
-            retry: (Instant::now(), BACKOFF.0),
+            retry: (clock::instant(), BACKOFF.0),
             problem: Arc::new(io::Error::other("not begun")),
         };
         let orphans = committer.orphans.len() as u64;
@@ -104,16 +114,25 @@ impl Committer {
 
     /// Runs until the queue is closed and empty, or the run is closed.
     pub(crate) fn run(mut self, shared: &Shared) {
-        let mut more = true;
-        while more {
+        loop {
             let until = self.run.as_ref().map_or(self.retry.0, |run| run.next_tick(&self.options));
-            more = shared.main.take(&mut self.queue, until);
-            while self.step(shared) {
-                if let Some(reply) = self.close_asked(shared) {
-                    return self.close(shared, reply);
-                }
+            match self.turn(shared, until) {
+                Turn::More => {}
+                Turn::Ended => return,
+                Turn::Close(reply) => return self.close(shared, reply),
             }
         }
+    }
+
+    /// Waits until `until` for something to do, and does all that is there.
+    pub(crate) fn turn(&mut self, shared: &Shared, until: Instant) -> Turn {
+        let more = shared.main.take(&mut self.queue, until);
+        while self.step(shared) {
+            if let Some(reply) = self.close_asked(shared) {
+                return Turn::Close(reply);
+            }
+        }
+        if more { Turn::More } else { Turn::Ended }
     }
 
     /// Stores one batch; whether more messages wait.
@@ -214,7 +233,7 @@ impl Committer {
             }
         }
         self.signs = false;
-        self.retry = (Instant::now(), BACKOFF.0);
+        self.retry = (clock::instant(), BACKOFF.0);
         shared.poisoned.fetch_add(1, Ordering::Relaxed);
         shared.present.lock().problem = Some(self.problem.to_string());
     }
@@ -269,7 +288,7 @@ impl Committer {
 
     /// Tries to begin a run if it is time to; whether there is one.
     fn begin_again(&mut self, shared: &Shared) -> bool {
-        if Instant::now() < self.retry.0 {
+        if clock::instant() < self.retry.0 {
             return false;
         }
         match self.begin() {
@@ -285,7 +304,7 @@ impl Committer {
             Err(error) => {
                 let pause = self.retry.1;
                 tracing::error!(%error, ?pause, "no new run can be begun");
-                self.retry = (Instant::now() + pause, (pause * 2).min(BACKOFF.1));
+                self.retry = (clock::instant() + pause, (pause * 2).min(BACKOFF.1));
                 false
             }
         }
@@ -322,7 +341,7 @@ impl Committer {
     }
 
     /// Ends the last run of this writer.
-    fn close(mut self, shared: &Shared, reply: Reply) {
+    pub(crate) fn close(mut self, shared: &Shared, reply: Reply) {
         let closed = match self.run {
             Some(_) => self.end_run(shared),
             None => {
@@ -330,7 +349,7 @@ impl Committer {
                 Err(AppendError::Unavailable { maybe: false, source })
             }
         };
-        shared.main.take(&mut self.queue, Instant::now());
+        shared.main.take(&mut self.queue, clock::instant());
         for message in self.queue.drain(..) {
             if let Message::Append(job) = message {
                 job.fail(AppendError::Closed);

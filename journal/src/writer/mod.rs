@@ -9,8 +9,8 @@
 //! * Nothing here waits for room: a refusal comes at once, before any effect.
 
 pub(crate) mod acks;
-mod bulk;
-mod commit;
+pub(crate) mod bulk;
+pub(crate) mod commit;
 mod error;
 mod facts;
 mod fill;
@@ -49,6 +49,9 @@ use slot::{Hold, Job, Message, Purpose};
 
 /// Bodies of one event that together are no longer than this are stored beside the record.
 pub const SMALL_BODIES: u64 = 64 * 1024;
+
+/// The shortest segment. Simulations pass through many.
+const MIN_SEGMENT: u64 = if cfg!(test) { 8 << 10 } else { 1 << 20 };
 
 /// What the handle, the slots and the committing threads share.
 #[derive(Debug)]
@@ -90,45 +93,7 @@ impl Writer {
     /// # Errors
     /// [`OpenError`] when the spool is in use, damaged, of a later format or cannot be written.
     pub fn open(options: WriterOptions, signer: Signer) -> Result<(Self, Recovery), OpenError> {
-        if !custody_schemas::id::is_writer_name(&options.name) {
-            return Err(OpenError::Name(options.name));
-        }
-        let spool = Spool::open(&SpoolOptions {
-            dir: options.dir.join(&options.name),
-            segment_bytes: options.segment_bytes.max(1 << 20),
-            max_bytes: options.spool_max_bytes,
-            sync: options.sync,
-            #[cfg(test)]
-            fail: Arc::clone(&options.fail),
-            #[cfg(test)]
-            fail_bulk: Arc::clone(&options.fail_bulk),
-        })?;
-        let Spool { main, bulk, room, lock } = spool;
-        let live = Shelves::live(&options.name, main.shelf(), bulk.shelf(), &room);
-        let journal = Arc::new(FileJournal::around(&options.dir, Some(live))?);
-        let found = recovery::read_back(&options.dir.join(&options.name), main.shelf())?;
-        let ends = Ends { main: main.next_offset(), bulk: bulk.next_offset() };
-        let (committer, recovery) = commit::Committer::open(options.clone(), signer, main, found)?;
-        let shared = Arc::new(Shared {
-            main: Queue::new(),
-            bulk: Queue::new(),
-            room,
-            journal,
-            ends: watch::Sender::new(Ends { main: committer.next_offset(), ..ends }),
-            acks: Arc::default(),
-            present: Mutex::new(Present {
-                stream: recovery.stream.clone(),
-                problem: None,
-                closing: false,
-            }),
-            slots: AtomicUsize::new(0),
-            appends: AtomicUsize::new(0),
-            bulk_bytes: AtomicU64::new(0),
-            events: AtomicU64::new(0),
-            commits: AtomicU64::new(0),
-            poisoned: AtomicU64::new(0),
-            options,
-        });
+        let (Opened { shared, committer, bulk, lock }, recovery) = Opened::new(options, signer)?;
         let threads = Threads::start(&shared, committer, bulk, lock)?;
         Ok((Self { shared, _threads: Arc::new(threads) }, recovery))
     }
@@ -225,6 +190,72 @@ impl Writer {
     }
 }
 
+/// An open spool whose run has begun, before its threads are started.
+pub(crate) struct Opened {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) committer: commit::Committer,
+    pub(crate) bulk: crate::file::lane::Lane,
+    pub(crate) lock: Lock,
+}
+
+impl Opened {
+    /// Opens the spool and begins a run.
+    pub(crate) fn new(
+        options: WriterOptions,
+        signer: Signer,
+    ) -> Result<(Self, Recovery), OpenError> {
+        if !custody_schemas::id::is_writer_name(&options.name) {
+            return Err(OpenError::Name(options.name));
+        }
+        let spool = Spool::open(&SpoolOptions {
+            dir: options.dir.join(&options.name),
+            segment_bytes: options.segment_bytes.max(MIN_SEGMENT),
+            max_bytes: options.spool_max_bytes,
+            sync: options.sync,
+            #[cfg(test)]
+            fail: Arc::clone(&options.fail),
+            #[cfg(test)]
+            fail_bulk: Arc::clone(&options.fail_bulk),
+        })?;
+        let Spool { main, bulk, room, lock } = spool;
+        let live = Shelves::live(&options.name, main.shelf(), bulk.shelf(), &room);
+        let journal = Arc::new(FileJournal::around(&options.dir, Some(live))?);
+        let found = recovery::read_back(&options.dir.join(&options.name), main.shelf())?;
+        let ends = Ends { main: main.next_offset(), bulk: bulk.next_offset() };
+        let (committer, recovery) = commit::Committer::open(options.clone(), signer, main, found)?;
+        let shared = Arc::new(Shared {
+            main: Queue::new(),
+            bulk: Queue::new(),
+            room,
+            journal,
+            ends: watch::Sender::new(Ends { main: committer.next_offset(), ..ends }),
+            acks: Arc::default(),
+            present: Mutex::new(Present {
+                stream: recovery.stream.clone(),
+                problem: None,
+                closing: false,
+            }),
+            slots: AtomicUsize::new(0),
+            appends: AtomicUsize::new(0),
+            bulk_bytes: AtomicU64::new(0),
+            events: AtomicU64::new(0),
+            commits: AtomicU64::new(0),
+            poisoned: AtomicU64::new(0),
+            options,
+        });
+        Ok((Self { shared, committer, bulk, lock }, recovery))
+    }
+
+    /// A writer whose threads' turns somebody else takes.
+    #[cfg(test)]
+    pub(crate) fn unthreaded(self) -> (Writer, commit::Committer, bulk::Carrier) {
+        let Self { shared, committer, bulk, lock } = self;
+        let threads = Threads { shared: Arc::clone(&shared), main: None, bulk: None, _lock: lock };
+        let writer = Writer { shared, _threads: Arc::new(threads) };
+        (writer, committer, bulk::Carrier::new(bulk))
+    }
+}
+
 impl Shared {
     /// How the writer is doing.
     pub(crate) fn status(&self) -> Status {
@@ -247,6 +278,12 @@ impl Shared {
     /// The journal that holds its partitions.
     pub(crate) fn journal(&self) -> &FileJournal {
         &self.journal
+    }
+
+    /// What waits for the lane of large bodies.
+    #[cfg(test)]
+    pub(crate) fn bulk_queue(&self) -> &Queue<bulk::Load> {
+        &self.bulk
     }
 
     fn is_open(&self) -> Result<(), AppendError> {

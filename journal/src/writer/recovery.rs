@@ -4,10 +4,8 @@
 //! it may be old, but it never says more than was durable: when the journal reaches less far, the
 //! difference is reported as lost.
 
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::FileExt;
+use std::io;
 use std::path::Path;
-use std::{fs, io};
 
 use custody_schemas::event::{Draft, Outcome};
 use custody_schemas::id::{Hash, StreamId};
@@ -19,6 +17,7 @@ use custody_schemas::words::Status;
 use super::Previous;
 use super::state::State;
 use crate::ReadError;
+use crate::file::disk::{self, File, Mode};
 use crate::file::format::{FrameKind, SEGMENT_HEADER, take_frame};
 use crate::file::segment::{Segment, Step};
 use crate::file::shelf::{Shelf, Stored};
@@ -151,10 +150,8 @@ pub(crate) struct Signed(File);
 
 impl Signed {
     fn open(dir: &Path) -> io::Result<Self> {
-        fs::create_dir_all(dir)?;
-        let mut options = OpenOptions::new();
-        let file = options.read(true).write(true).create(true).truncate(false);
-        file.open(dir.join(SIGNED)).map(Self)
+        disk::make_folders(dir)?;
+        File::open(&dir.join(SIGNED), Mode::Keep).map(Self)
     }
 
     fn read(&self) -> Option<(StreamId, u64)> {

@@ -16,6 +16,7 @@ use custody_schemas::seal::key::{KeyError, Signer};
 use uuid::Uuid;
 
 use super::{Previous, WriterOptions};
+use crate::file::clock;
 use custody_schemas::seal::Tree;
 
 /// The stream that is being written.
@@ -36,7 +37,7 @@ pub(crate) struct Run {
 impl Run {
     /// A run of a new stream.
     pub(crate) fn new(stream: StreamId) -> Self {
-        let now = Instant::now();
+        let now = clock::instant();
         Self {
             stream,
             tree: Tree::default(),
@@ -66,13 +67,13 @@ impl Run {
         self.last_at = at;
         self.tree.push(&record.leaf);
         self.since.push(record.leaf);
-        self.last_event = Instant::now();
+        self.last_event = clock::instant();
         Ok(record)
     }
 
     /// Whether a checkpoint is due: its time has come, or one message holds no more leaves.
     pub(crate) fn owes_checkpoint(&self, after: Duration) -> bool {
-        let time = self.last_checkpoint.is_none_or(|last| last.elapsed() >= after);
+        let time = self.last_checkpoint.is_none_or(|last| clock::instant() >= last + after);
         self.since.len() >= MAX_LEAVES || (time && !self.since.is_empty())
     }
 
@@ -95,7 +96,7 @@ impl Run {
         let note = head.sign(signer)?;
         let first = self.tree.size() - self.since.len() as u64;
         let leaves = std::mem::take(&mut self.since);
-        self.last_checkpoint = Some(Instant::now());
+        self.last_checkpoint = Some(clock::instant());
         Ok(Message { note, first, leaves }.encode())
     }
 
@@ -128,12 +129,12 @@ impl Run {
 
     /// Whether the stream has been silent for as long.
     pub(crate) fn owes_alive(&self, after: Duration) -> bool {
-        self.last_event.elapsed() >= after
+        clock::instant() >= self.last_event + after
     }
 
     /// Whether the run has lasted as long.
     pub(crate) fn owes_roll(&self, after: Duration) -> bool {
-        self.started.elapsed() >= after
+        clock::instant() >= self.started + after
     }
 
     /// When the next of these is due.
@@ -143,7 +144,7 @@ impl Run {
         let checkpoint = match self.last_checkpoint {
             _ if self.since.is_empty() => alive,
             Some(last) => last + options.checkpoint_after,
-            None => Instant::now(),
+            None => clock::instant(),
         };
         alive.min(roll).min(checkpoint)
     }

@@ -10,4 +10,5 @@ mod fidelity;
 mod kill;
 mod line;
 mod structure;
+mod syscalls;
 mod watch;
