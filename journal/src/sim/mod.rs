@@ -28,7 +28,7 @@ use truth::Truth;
 pub(crate) const ROOT: &str = "/simulated";
 
 /// How many histories are tried unless more are asked for.
-const SEEDS: u64 = 300;
+const SEEDS: u64 = 200;
 /// What happens in one life at most.
 const STEPS: u64 = 60;
 

@@ -182,7 +182,8 @@ impl Committer {
         if self.floor.0 != self.lane.begun() {
             self.floor = (self.lane.begun(), run.durable_size());
         }
-        let events = run.settle();
+        shared.events.fetch_add(run.settle(), Ordering::Relaxed);
+        shared.commits.fetch_add(1, Ordering::Relaxed);
         for pending in self.pending.drain(..) {
             let Pending { reply, seq, at, place, hold, .. } = pending;
             let stream = run.stream.clone();
@@ -200,8 +201,6 @@ impl Committer {
             let (size, root) = run.durable();
             self.signed.write(&run.stream, size, root);
         }
-        shared.events.fetch_add(events, Ordering::Relaxed);
-        shared.commits.fetch_add(1, Ordering::Relaxed);
         shared.ends.send_modify(|ends| ends.main = offsets.end);
         Ok(())
     }
