@@ -30,6 +30,7 @@ use crate::payload::Payload;
 use crate::record::{Cleared, Facts, Relayed, Way, new_call};
 use crate::session::{self, Foreign, Session};
 use crate::spans;
+use crate::splice::Message;
 use crate::stream;
 use crate::upstream::{Body, NoAnswer, Outgoing, headers_down};
 use crate::visit::{Judged, Stop, Visit};
@@ -174,7 +175,9 @@ impl Exchange<'_> {
         let recorder = &self.visit.proxy.recorder;
         let permit = recorder.policy().decide(&self.caller);
         let id = new_call();
-        let Ok((call, cleared)) = recorder.open(permit, id, facts, bytes.clone()).await else {
+        let message = self.served.upstream.fit(bytes);
+        let bytes = message.bytes.clone();
+        let Ok((call, cleared)) = recorder.open(permit, id, facts, message).await else {
             return asked.failure(Failure::AuditUnavailable, Some(id));
         };
         let asking = spans::ask(call.span(), &self.served.server.name);
@@ -197,7 +200,9 @@ impl Exchange<'_> {
             let (facts, edits) = (facts.clone(), Edits::default());
             Relayed { way, call: None, http, facts, bytes, edits }
         };
-        let Ok(cleared) = recorder.relay(relayed(Way::Up, Some(bytes.clone()))).await else {
+        let Message { arrived, bytes, edits } = self.served.upstream.fit(bytes);
+        let up = Relayed { edits, ..relayed(Way::Up, Some(arrived)) };
+        let Ok(cleared) = recorder.relay(up).await else {
             return error(Failure::AuditUnavailable, None, None, None);
         };
         let (head, mut body) = match self.send(cleared, method, bytes).await {
@@ -239,7 +244,7 @@ impl Exchange<'_> {
         bytes: Bytes,
     ) -> Result<Response<Body>, NoAnswer> {
         let started = Instant::now();
-        let outgoing = Outgoing::new(method, &self.visit.headers, bytes);
+        let outgoing = Outgoing::new(method, &self.caller, &self.visit.headers, bytes);
         let answer = self.served.upstream.send(cleared, outgoing).await;
         self.visit.proxy.watched.metrics.answered(&self.served.server.name, started);
         answer

@@ -7,10 +7,11 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use custody_schemas::event::Recipient;
-use http::{HeaderName, HeaderValue, Uri};
+use http::Uri;
 
 use crate::identity::Identity;
 use crate::inspect::Rules;
+use crate::upstream::reach::{Address, Reach};
 
 /// The settings of a proxy.
 #[derive(Clone, Debug)]
@@ -61,10 +62,10 @@ pub struct Limits {
 pub struct Server {
     /// Its name in the path `/servers/{name}/mcp`.
     pub name: String,
-    /// Where it listens: `http` or `https`.
-    pub url: Uri,
-    /// Headers that every request to it carries, such as its own credentials.
-    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// How it is reached.
+    pub reach: Reach,
+    /// How long it may take to begin its answer, if that is not as with all others.
+    pub response: Option<Duration>,
     /// Whether it holds protected health information.
     pub phi: bool,
     /// Who is behind it.
@@ -122,8 +123,8 @@ impl Server {
     pub fn new(name: impl Into<String>, url: Uri) -> Self {
         Self {
             name: name.into(),
-            url,
-            headers: Vec::new(),
+            reach: Reach::Http(Address::new(url)),
+            response: None,
             phi: true,
             recipient: None,
             on_audit_failure: OnAuditFailure::Deny,
@@ -144,6 +145,9 @@ pub enum Mistake {
     /// Not an address of an MCP server.
     #[error("server {0:?}: its url must begin with http:// or https:// and name a host")]
     Url(String),
+    /// Not a program.
+    #[error("server {0:?}: its command must name a program, and let one of it run at least")]
+    Command(String),
     /// A server with protected data that would go on unrecorded.
     #[error(
         "server {0:?}: on_audit_failure = \"allow_and_alert\" is refused for a phi server; use \
@@ -194,9 +198,18 @@ impl Server {
         if !(1..=64).contains(&self.name.len()) || !self.name.bytes().all(allowed) {
             mistakes.push(Mistake::Name(self.name.clone()));
         }
-        let scheme = matches!(self.url.scheme_str(), Some("http" | "https"));
-        if !scheme || self.url.host().is_none_or(str::is_empty) {
-            mistakes.push(Mistake::Url(self.name.clone()));
+        let wrong = |url: &Uri| {
+            let scheme = matches!(url.scheme_str(), Some("http" | "https"));
+            !scheme || url.host().is_none_or(str::is_empty)
+        };
+        match &self.reach {
+            Reach::Http(address) | Reach::LegacySse(address) if wrong(&address.url) => {
+                mistakes.push(Mistake::Url(self.name.clone()));
+            }
+            Reach::Stdio(command) if command.program.is_empty() || command.max_processes == 0 => {
+                mistakes.push(Mistake::Command(self.name.clone()));
+            }
+            Reach::Http(_) | Reach::LegacySse(_) | Reach::Stdio(_) => {}
         }
         match (self.on_audit_failure, self.phi) {
             (OnAuditFailure::AllowAndAlert, true) => {

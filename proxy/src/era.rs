@@ -69,8 +69,8 @@ pub(crate) fn check(headers: &HeaderMap, envelope: &Envelope<'_>) -> Result<Spok
     Ok(Spoken { era: if modern { Era::Modern } else { Era::Legacy }, protocol })
 }
 
-/// Revisions are dates, so that they compare as text.
-fn is_modern(revision: &str) -> bool {
+/// Whether a revision is of the modern era. They are dates, so that they compare as text.
+pub(crate) fn is_modern(revision: &str) -> bool {
     revision.len() == MODERN.len() && revision >= MODERN
 }
 

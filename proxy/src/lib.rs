@@ -52,13 +52,14 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use custody_journal::Writer;
+use futures::future::join_all;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 pub use config::{Config, Limits, Mistake, OnAuditFailure, Server};
 pub use identity::{Identity, StaticKey};
 pub use metrics::{Page, Ready, Watched};
-pub use upstream::TlsError;
+pub use upstream::{TlsError, reach};
 
 use gate::Gate;
 use identity::Authority;
@@ -67,7 +68,7 @@ use policy::Policy;
 use record::Recorder;
 use refusals::Refusals;
 use session::Sessions;
-use upstream::Upstream;
+use upstream::{Desk, Heard, Upstream};
 
 /// Why a proxy cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -126,8 +127,9 @@ pub async fn run(
         return Err(RunError::Config(mistakes));
     }
     let mut servers = HashMap::with_capacity(config.servers.len());
+    let (desk, heard) = Desk::new();
     for server in config.servers {
-        let upstream = Upstream::new(&server, &config.limits)?;
+        let upstream = Upstream::new(&server, config.max_message_bytes, &config.limits, &desk)?;
         servers.insert(server.name.clone(), Arc::new(Served { server, upstream }));
     }
     let recorder = Recorder::new(
@@ -151,10 +153,32 @@ pub async fn run(
     };
     let proxy = Arc::new(proxy);
     let recording = tokio::spawn(record_refusals(Arc::clone(&proxy)));
+    let over = CancellationToken::new();
+    let noting = tokio::spawn(record_notes(Arc::clone(&proxy), heard, over.clone()));
     server::serve(listener, Arc::clone(&proxy), shutdown).await;
+    join_all(proxy.servers.values().map(|served| served.upstream.close())).await;
+    over.cancel();
+    if noting.await.is_err() {
+        tracing::error!("what servers said beside messages could not be recorded");
+    }
     recording.abort();
     proxy.recorder.refused(proxy.refusals.take()).await;
     Ok(())
+}
+
+/// Records what servers say beside messages, until it is over and nothing is left.
+async fn record_notes(proxy: Arc<Proxy>, mut heard: Heard, over: CancellationToken) {
+    loop {
+        let note = tokio::select! {
+            biased;
+            note = heard.recv() => note,
+            () = over.cancelled() => None,
+        };
+        let Some(note) = note else { return };
+        if let Some(served) = proxy.servers.get(&*note.server) {
+            proxy.recorder.note(&served.server, note).await;
+        }
+    }
 }
 
 async fn record_refusals(proxy: Arc<Proxy>) {

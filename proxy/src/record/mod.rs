@@ -21,10 +21,12 @@ use custody_schemas::kind::Kind;
 use custody_schemas::split_subjects;
 use tokio::time::timeout;
 
+use crate::config::Server;
 use crate::errors::Failure;
 use crate::inspect::{self, Found};
 use crate::metrics::{Metrics, Step};
 use crate::policy::Policy;
+use crate::upstream::Note;
 
 pub(crate) use call::{Call, Ending};
 
@@ -183,6 +185,41 @@ impl Recorder {
             Way::Down => self.metrics.unrecorded(),
         });
         passed.map(|()| Cleared(()))
+    }
+
+    /// Records what a server said beside messages. What cannot be recorded is lost, and our log says
+    /// how much that is.
+    pub(crate) async fn note(&self, server: &Server, note: Note) {
+        let mut found = Found::none();
+        found.note_incomplete();
+        let what = What {
+            recipient: server.recipient.clone(),
+            server: Some(server.name.clone()),
+            ..What::default()
+        };
+        let facts = Facts {
+            who: note.who,
+            what: Arc::new(what),
+            prev: None,
+            leaving_cancels: false,
+            phi: server.phi,
+            found,
+            headers: None,
+        };
+        let mut draft = facts.draft(Kind::MessageRelayed, None, None);
+        draft.data = facts.data_with_first_subjects();
+        draft = draft.with("direction", "to_proxy").with("said", note.said.word());
+        if note.lost > 0 {
+            draft = draft.with("lost_bytes", note.lost);
+        }
+        let length = note.bytes.len();
+        if self
+            .append(draft, bodies(Part::Request, Some(note.bytes), &Edits::default()))
+            .await
+            .is_err()
+        {
+            tracing::warn!(server = %server.name, length, "what a server said is not on the record");
+        }
     }
 
     async fn append(&self, draft: Draft, bodies: Vec<OutBody>) -> Result<(), Unrecorded> {

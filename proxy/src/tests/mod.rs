@@ -5,6 +5,7 @@ mod edge;
 mod fidelity;
 mod guarantees;
 mod quiet;
+mod stdio;
 mod streams;
 
 use std::collections::HashMap;

@@ -6,7 +6,8 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::sync::mpsc;
+
+use super::channel::Exchange;
 
 /// The upstream broke off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -15,12 +16,11 @@ pub(crate) struct Broken;
 
 /// A body.
 #[derive(Debug)]
-#[expect(dead_code, reason = "the ways that are no HTTP connection give the two others")]
 pub(crate) enum Body {
     /// From a connection.
     Http(Incoming),
-    /// From inside of the process, piece by piece; ends when the other side is dropped.
-    Pieces(mpsc::Receiver<Result<Bytes, Broken>>),
+    /// Messages of a channel, framed as events.
+    Messages(Exchange),
     /// All at once; nothing when it has been taken.
     Whole(Option<Bytes>),
 }
@@ -38,9 +38,9 @@ impl HttpBody for Body {
                 let frame = ready!(Pin::new(body).poll_frame(context));
                 Poll::Ready(frame.map(|frame| frame.map_err(|_| Broken)))
             }
-            Self::Pieces(pieces) => {
-                let piece = ready!(pieces.poll_recv(context));
-                Poll::Ready(piece.map(|piece| piece.map(Frame::data)))
+            Self::Messages(messages) => {
+                let event = ready!(Pin::new(messages).poll_next(context));
+                Poll::Ready(event.map(|event| event.map(Frame::data)))
             }
             Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
         }
@@ -49,7 +49,7 @@ impl HttpBody for Body {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Http(body) => body.is_end_stream(),
-            Self::Pieces(_) => false,
+            Self::Messages(_) => false,
             Self::Whole(bytes) => bytes.is_none(),
         }
     }
@@ -57,7 +57,7 @@ impl HttpBody for Body {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Http(body) => body.size_hint(),
-            Self::Pieces(_) => SizeHint::default(),
+            Self::Messages(_) => SizeHint::default(),
             Self::Whole(bytes) => {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }

@@ -1,108 +1,179 @@
 //! Streamable HTTP to one server.
 //!
-//! The message goes as it came. Redirects are not followed.
+//! The message goes as it came. A server that has failed several times in a row is left alone for
+//! a while: callers hear at once that it cannot be reached, and nothing is sent. Then one call is
+//! let through to see whether it is back.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::header::{self, HeaderName};
-use http::{HeaderValue, Request, Response, Uri};
-use http_body_util::Full;
-use hyper_rustls::{ConfigBuilderExt, HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
-use tokio::time::timeout;
+use http::{Response, StatusCode};
+use tokio::time::Instant;
 
+use super::peer::Peer;
+use super::reach::Breaker;
 use super::{Body, NoAnswer, Outgoing};
-use crate::config::{Limits, Server};
 use crate::record::Cleared;
 
-/// How long an unused connection is kept: less than the five seconds after which common servers
-/// close theirs, so that a call is not sent into a closing connection.
-const POOL_IDLE: Duration = Duration::from_secs(4);
-
-/// The trust store of this machine cannot be read.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot set up TLS for server {server:?}: {reason}; install the system's CA certificates")]
-pub struct TlsError {
-    server: String,
-    reason: String,
-}
+/// The longest pause.
+const LONGEST: Duration = Duration::from_secs(60);
 
 /// One server, with its own connections.
 #[derive(Debug)]
 pub(crate) struct Http {
-    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
-    url: Uri,
-    headers: Vec<(HeaderName, HeaderValue)>,
-    response: Duration,
+    peer: Peer,
+    circuit: Circuit,
 }
 
 impl Http {
-    /// A client for `server`.
-    pub(crate) fn new(server: &Server, limits: &Limits) -> Result<Self, TlsError> {
-        let mut http = HttpConnector::new();
-        http.enforce_http(false);
-        http.set_nodelay(true);
-        http.set_connect_timeout(Some(limits.connect));
-        let https = HttpsConnectorBuilder::new()
-            .with_tls_config(tls(server)?)
-            .https_or_http()
-            .enable_http1()
-            .wrap_connector(http);
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(POOL_IDLE)
-            .pool_max_idle_per_host(256)
-            .build(https);
-        Ok(Self {
-            client,
-            url: server.url.clone(),
-            headers: server.headers.clone(),
-            response: limits.response,
-        })
+    /// The server that `peer` is.
+    pub(super) fn new(name: &str, peer: Peer, breaker: Breaker) -> Self {
+        Self { peer, circuit: Circuit::new(name, breaker) }
     }
 
     /// Sends a request whose opening is durable.
-    pub(crate) async fn send(
+    pub(super) async fn send(
         &self,
         _cleared: Cleared,
         outgoing: Outgoing,
     ) -> Result<Response<Body>, NoAnswer> {
-        match timeout(self.response, self.client.request(self.request(outgoing))).await {
-            Ok(Ok(response)) => Ok(response.map(Body::Http)),
-            Ok(Err(error)) if error.is_connect() => Err(NoAnswer::Unreachable),
-            Ok(Err(_)) => Err(NoAnswer::Broken),
-            Err(_) => Err(NoAnswer::TimedOut),
+        let trial = self.circuit.enter(Instant::now())?;
+        let Outgoing { method, headers, bytes, caller } = outgoing;
+        let sent = self.peer.send(caller.principal, method, &self.peer.url, &headers, bytes);
+        let answer = sent.await;
+        match &answer {
+            Ok(answer) if !is_outage(answer.status()) => self.circuit.worked(),
+            Ok(_) | Err(_) => self.circuit.failed(Instant::now()),
         }
-    }
-
-    fn request(&self, outgoing: Outgoing) -> Request<Full<Bytes>> {
-        let mut request = Request::new(Full::new(outgoing.bytes));
-        *request.method_mut() = outgoing.method;
-        *request.uri_mut() = self.url.clone();
-        let mut headers = outgoing.headers;
-        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        for (name, value) in &self.headers {
-            headers.insert(name.clone(), value.clone());
-        }
-        *request.headers_mut() = headers;
-        request
+        drop(trial);
+        answer.map(|answer| answer.map(Body::Http))
     }
 }
 
-fn tls(server: &Server) -> Result<rustls::ClientConfig, TlsError> {
-    let wrong = |reason: String| TlsError { server: server.name.clone(), reason };
-    let provider = rustls::crypto::aws_lc_rs::default_provider();
-    let builder = rustls::ClientConfig::builder_with_provider(provider.into())
-        .with_safe_default_protocol_versions()
-        .map_err(|error| wrong(error.to_string()))?;
-    if server.url.scheme_str() != Some("https") {
-        return Ok(builder
-            .with_root_certificates(rustls::RootCertStore::empty())
-            .with_no_client_auth());
+/// Statuses by which something before a server says that it is not there.
+fn is_outage(status: StatusCode) -> bool {
+    let outages =
+        [StatusCode::BAD_GATEWAY, StatusCode::SERVICE_UNAVAILABLE, StatusCode::GATEWAY_TIMEOUT];
+    outages.contains(&status)
+}
+
+/// Whether a server is left alone.
+#[derive(Debug)]
+struct Circuit {
+    server: String,
+    breaker: Breaker,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    failures: u32,
+    /// Until when it is left alone, and for how long that is in all.
+    open: Option<(Instant, Duration)>,
+    on_trial: bool,
+}
+
+impl Circuit {
+    fn new(server: &str, breaker: Breaker) -> Self {
+        Self { server: server.to_owned(), breaker, state: Mutex::default() }
     }
-    let roots = builder.with_native_roots().map_err(|error| wrong(error.to_string()))?;
-    Ok(roots.with_no_client_auth())
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets a call through, or not.
+    fn enter(&self, now: Instant) -> Result<Option<Trial<'_>>, NoAnswer> {
+        let mut state = self.state();
+        match state.open {
+            None => Ok(None),
+            Some((until, _)) if now < until || state.on_trial => Err(NoAnswer::Unreachable),
+            Some(_) => {
+                state.on_trial = true;
+                Ok(Some(Trial(self)))
+            }
+        }
+    }
+
+    fn worked(&self) {
+        let mut state = self.state();
+        if state.open.is_some() {
+            tracing::info!(server = %self.server, "a server answers again");
+        }
+        (state.failures, state.open) = (0, None);
+    }
+
+    fn failed(&self, now: Instant) {
+        let mut state = self.state();
+        state.failures = state.failures.saturating_add(1);
+        if self.breaker.failures == 0 || state.failures < self.breaker.failures {
+            return;
+        }
+        let pause = match state.open {
+            None => self.breaker.pause,
+            // failures of calls that were let through before
+            Some((until, pause)) if now < until => pause,
+            Some((_, pause)) => pause.saturating_mul(2),
+        };
+        let pause = pause.min(LONGEST);
+        tracing::warn!(server = %self.server, pause_s = pause.as_secs_f32(), "a server is left alone");
+        state.open = Some((now + pause, pause));
+    }
+}
+
+/// The one call that shows whether a server is back. Dropped without a result it makes room for
+/// another.
+struct Trial<'c>(&'c Circuit);
+
+impl Drop for Trial<'_> {
+    fn drop(&mut self) {
+        self.0.state().on_trial = false;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn circuit() -> Circuit {
+        Circuit::new("ehr", Breaker { failures: 3, pause: Duration::from_secs(1) })
+    }
+
+    #[test]
+    fn a_server_that_failed_often_is_left_alone_and_then_tried_by_one_call() {
+        let circuit = circuit();
+        let began = Instant::now();
+        let at = |ms| began + Duration::from_millis(ms);
+        for _ in 0..3 {
+            assert!(circuit.enter(began).is_ok());
+            circuit.failed(began);
+        }
+        assert!(circuit.enter(at(999)).is_err());
+        let trial = circuit.enter(at(1001)).unwrap();
+        assert!(circuit.enter(at(1001)).is_err(), "one call only");
+        circuit.failed(at(1001));
+        drop(trial);
+        assert!(circuit.enter(at(3000)).is_err(), "the pause is longer now");
+        drop(circuit.enter(at(3002)).unwrap());
+        let trial = circuit.enter(at(3002)).unwrap();
+        assert!(trial.is_some(), "a trial without a result makes room for another");
+        circuit.worked();
+        drop(trial);
+        assert!(circuit.enter(at(3003)).unwrap().is_none());
+    }
+
+    #[test]
+    fn one_success_makes_up_for_failures_and_a_breaker_can_be_off() {
+        let circuit = circuit();
+        let now = Instant::now();
+        for _ in 0..10 {
+            circuit.failed(now);
+            circuit.failed(now);
+            circuit.worked();
+        }
+        assert!(circuit.enter(now).is_ok());
+        let off = Circuit::new("ehr", Breaker { failures: 0, ..Breaker::default() });
+        (0..100).for_each(|_| off.failed(now));
+        assert!(off.enter(now).is_ok());
+    }
 }

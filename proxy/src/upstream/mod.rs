@@ -6,19 +6,33 @@
 //! upstream's address. Every wait has a limit.
 
 mod body;
+mod channel;
 mod http;
+mod notes;
+mod oauth;
+mod peer;
+pub mod reach;
+mod tls;
 
 use ::http::{HeaderMap, Method, Response, header};
 use bytes::Bytes;
 
+use std::sync::Arc;
+
 use crate::config::{Limits, Server};
 use crate::headers;
+use crate::identity::Caller;
 use crate::record::Cleared;
+use crate::splice::Message;
 
 pub(crate) use body::Body;
-pub use http::TlsError;
+pub(crate) use notes::{Desk, Heard, Note};
+pub use tls::TlsError;
 
+use channel::{Bounds, Channels, Kind};
 use http::Http;
+use peer::Peer;
+use reach::{Address, Reach};
 
 /// Why there is no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,16 +54,18 @@ pub(crate) struct Outgoing {
     pub(crate) headers: HeaderMap,
     /// The message.
     pub(crate) bytes: Bytes,
+    /// For whom it is sent.
+    pub(crate) caller: Caller,
 }
 
 impl Outgoing {
     /// The client's message with those of its headers that may pass.
-    pub(crate) fn new(method: Method, from: &HeaderMap, bytes: Bytes) -> Self {
+    pub(crate) fn new(method: Method, caller: &Caller, from: &HeaderMap, bytes: Bytes) -> Self {
         let mut headers = HeaderMap::with_capacity(16);
         for (name, value) in headers::up(from) {
             headers.append(name.clone(), value.clone());
         }
-        Self { method, headers, bytes }
+        Self { method, headers, bytes, caller: caller.clone() }
     }
 }
 
@@ -57,13 +73,40 @@ impl Outgoing {
 #[derive(Debug)]
 pub(crate) enum Upstream {
     /// Streamable HTTP.
-    Http(Http),
+    Http(Box<Http>),
+    /// The pipes of a process, or connections of 2024-11-05.
+    Channels(Channels),
 }
 
 impl Upstream {
-    /// The way to `server`.
-    pub(crate) fn new(server: &Server, limits: &Limits) -> Result<Self, TlsError> {
-        Http::new(server, limits).map(Self::Http)
+    /// The way to `server`, which may say things beside messages.
+    pub(crate) fn new(
+        server: &Server,
+        max_message_bytes: usize,
+        limits: &Limits,
+        desk: &Desk,
+    ) -> Result<Self, TlsError> {
+        let response = server.response.unwrap_or(limits.response);
+        let peer = |address: &Address| Peer::new(&server.name, address, limits.connect, response);
+        let bounds = Bounds { max_message_bytes, response };
+        let channels = |kind| Channels::new(&server.name, kind, desk.clone(), bounds);
+        Ok(match &server.reach {
+            Reach::Http(address) => {
+                Self::Http(Box::new(Http::new(&server.name, peer(address)?, address.breaker)))
+            }
+            Reach::LegacySse(address) => {
+                Self::Channels(channels(Kind::Sse(Arc::new(peer(address)?))))
+            }
+            Reach::Stdio(command) => Self::Channels(channels(Kind::Child(command.clone()))),
+        })
+    }
+
+    /// The message as it can go there.
+    pub(crate) fn fit(&self, bytes: Bytes) -> Message {
+        match self {
+            Self::Http(_) => bytes.into(),
+            Self::Channels(channels) => channels.fit(bytes),
+        }
     }
 
     /// Sends a request whose opening is durable.
@@ -74,6 +117,15 @@ impl Upstream {
     ) -> Result<Response<Body>, NoAnswer> {
         match self {
             Self::Http(http) => http.send(cleared, outgoing).await,
+            Self::Channels(channels) => channels.send(cleared, outgoing).await,
+        }
+    }
+
+    /// Ends what is open.
+    pub(crate) async fn close(&self) {
+        match self {
+            Self::Http(_) => {}
+            Self::Channels(channels) => channels.close().await,
         }
     }
 }
