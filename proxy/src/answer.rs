@@ -6,11 +6,13 @@
 //! record all the same, marked as `partial` if it was cut. Of an answer that is too long or breaks
 //! off the record says so, and holds none of its bytes, for none were released.
 
+use std::borrow::Cow;
 use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use custody_schemas::edits::Edits;
+use custody_schemas::id::CallId;
 use custody_schemas::words::Status;
 use http::{HeaderMap, Response, StatusCode, header};
 use http_body::Body as HttpBody;
@@ -20,13 +22,16 @@ use tokio::time::timeout;
 
 use crate::call::{Asked, Exchange, examine as examine_on};
 use crate::envelope::{Envelope, Look, Shape, same_id};
+use crate::era::Era;
 use crate::errors::Failure;
 use crate::headers::noted_down;
+use crate::identity::PrincipalId;
 use crate::inspect::{self, Found};
+use crate::links::{Links, Token};
 use crate::payload::Payload;
 use crate::record::{Call, Ending};
 use crate::stream;
-use crate::upstream::{Body, NoAnswer, headers_down, media_type};
+use crate::upstream::{Body, NoAnswer, media_type};
 
 /// How long the body of an answer that is not passed on is read, for the record.
 const UNWANTED: Duration = Duration::from_secs(2);
@@ -37,11 +42,16 @@ pub(crate) async fn deliver(
     asked: &Asked,
     mut call: Call,
     answer: Response<Body>,
+    request: &Bytes,
 ) -> Response<Payload> {
     let (head, mut body) = answer.into_parts();
+    let initializes = asked.era == Era::Legacy && call.facts().method() == "initialize";
     let bound = match unacceptable(head.status, &head.headers) {
         Some(failure) => Err(failure),
-        None => exchange.bind_session(&head.headers).map_err(|_| Failure::UpstreamInvalid),
+        None if asked.era == Era::Modern => Ok(None),
+        None => exchange
+            .bind_session(head.status, &head.headers, initializes.then_some(request))
+            .map_err(|_| Failure::UpstreamInvalid),
     };
     let session = match bound {
         Ok(session) => session,
@@ -52,14 +62,18 @@ pub(crate) async fn deliver(
             return fail(asked, call, failure, Status::HttpError, http, Some(bytes)).await;
         }
     };
+    let (issued, session) = session.unzip();
     call.note_head(session, media_type(&head.headers), noted_down(&head.headers));
     if head.status.is_success() && media_type(&head.headers) == "text/event-stream" {
         let body = stream::of_call(exchange, asked, call, body);
-        return respond(head.status, headers_down(&head.headers), body);
+        return respond(head.status, exchange.down(&head.headers, issued), body);
     }
     let reading = read_whole(&mut body, exchange.max_message_bytes());
     match within(exchange.limits().answer, reading).await {
-        Ok(bytes) => whole(exchange, asked, call, (head.status, head.headers), bytes).await,
+        Ok(bytes) => {
+            let headers = exchange.down(&head.headers, issued);
+            whole(exchange, asked, call, (head.status, headers), bytes).await
+        }
         Err(unread) => {
             let (failure, status) = unread.failure();
             fail(asked, call, failure, status, Some(head.status.as_u16()), None).await
@@ -79,6 +93,8 @@ pub(crate) fn failure_of(why: NoAnswer) -> (Failure, Status) {
         NoAnswer::Unreachable => (Failure::Unreachable, Status::Unreachable),
         NoAnswer::Broken => (Failure::UpstreamBroken, Status::Unknown),
         NoAnswer::TimedOut => (Failure::UpstreamTimeout, Status::Timeout),
+        NoAnswer::SessionLost => (Failure::SessionLost, Status::HttpError),
+        NoAnswer::Cancelled => (Failure::Cancelled, Status::Cancelled),
     }
 }
 
@@ -107,7 +123,11 @@ async fn whole(
     };
     let id = call.id();
     match call.end(ending).await {
-        Ok(()) => respond(status, headers_down(&headers), Payload::whole(bytes)),
+        Ok(()) => {
+            let (links, by) = (&exchange.visit.proxy.links, exchange.caller.principal);
+            examined.handed.note(links, by, &exchange.served.server.name, id);
+            respond(status, headers, Payload::whole(bytes))
+        }
         Err(_) => asked.failure(Failure::AuditOutcomeUnrecorded, Some(id)),
     }
 }
@@ -157,6 +177,34 @@ pub(crate) struct Examined {
     pub(crate) method: Option<String>,
     /// The raw token of its id.
     pub(crate) id: Option<String>,
+    /// Whether it is an answer, be it to something else.
+    pub(crate) answers: bool,
+    /// What an answer to the call gives the client to bring along.
+    pub(crate) handed: Handed,
+}
+
+/// What a client is to bring along with the call that continues another.
+#[derive(Debug, Default)]
+pub(crate) struct Handed {
+    state: Option<String>,
+    task: Option<String>,
+}
+
+impl Handed {
+    fn by(message: &Envelope<'_>) -> Self {
+        let owned = |text: &Option<Cow<'_, str>>| text.as_deref().map(str::to_owned);
+        let is_task = message.result_type.as_deref() == Some("task");
+        let own = owned(&message.own_task).filter(|_| is_task);
+        Self { state: owned(&message.state), task: own.or_else(|| owned(&message.task)) }
+    }
+
+    /// Notes that the answer to `call` handed this out.
+    pub(crate) fn note(&self, links: &Links, by: PrincipalId, server: &str, call: CallId) {
+        let state = self.state.as_deref().map(Token::State);
+        for token in state.into_iter().chain(self.task.as_deref().map(Token::Task)) {
+            links.note(by, server, token, call);
+        }
+    }
 }
 
 impl Examined {
@@ -164,7 +212,14 @@ impl Examined {
     pub(crate) fn nothing() -> Self {
         let mut found = Found::none();
         found.note_incomplete();
-        Self { answer: None, found, method: None, id: None }
+        Self {
+            answer: None,
+            found,
+            method: None,
+            id: None,
+            answers: false,
+            handed: Handed::default(),
+        }
     }
 }
 
@@ -173,8 +228,11 @@ pub(crate) fn examine(rules: &inspect::Rules, asked: Option<&Asked>, bytes: &[u8
     let Ok(message) = Envelope::read(bytes, Look::Everywhere) else {
         return Examined::nothing();
     };
+    let answer = asked.and_then(|asked| outcome(asked, &message));
     Examined {
-        answer: asked.and_then(|asked| outcome(asked, &message)),
+        handed: answer.as_ref().map(|_| Handed::by(&message)).unwrap_or_default(),
+        answer,
+        answers: message.method.is_none() && (message.result.is_some() || message.error.is_some()),
         found: inspect::received(rules, asked.and_then(Asked::tool), &message, bytes),
         method: message.method.as_deref().map(str::to_owned),
         id: message.id.map(str::to_owned),

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use custody_schemas::edits::Edits;
 use custody_schemas::event::{ClientClaimed, PrevCall};
 use custody_schemas::id::{Bytes as Digits, CallId, Hash};
-use http::{HeaderMap, HeaderValue, Method, Response, header};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use hyper::body::Incoming;
 use sha2::{Digest, Sha256};
 use tracing::Instrument as _;
@@ -20,20 +20,23 @@ use tracing::Instrument as _;
 use crate::Served;
 use crate::answer::{self, Examined, discard, read_whole, respond, unacceptable, within};
 use crate::config::Limits;
-use crate::envelope::Envelope;
+use crate::envelope::{Envelope, Shape};
 use crate::era::{self, Era, SESSION_HEADER, Spoken};
 use crate::errors::Failure;
 use crate::headers::{noted_down, noted_up};
 use crate::identity::Caller;
 use crate::inspect::{self, is_housekeeping};
+use crate::leg::{self, Errand, Heard};
+use crate::links::Token;
 use crate::payload::Payload;
 use crate::record::{Cleared, Facts, Relayed, Way, new_call};
-use crate::session::{self, Foreign, Session};
+use crate::session::{Foreign, Opened, Session};
 use crate::spans;
 use crate::splice::Message;
 use crate::stream;
+use crate::traffic::{Flight, Lane};
 use crate::upstream::{Body, NoAnswer, Outgoing, headers_down};
-use crate::visit::{Judged, Stop, Visit};
+use crate::visit::{Beside, Judged, Stop, Visit};
 
 /// From how many bytes on a message is inspected on a thread of its own.
 const HEAVY_BYTES: usize = 256 << 10;
@@ -47,6 +50,15 @@ pub(crate) struct Exchange<'v> {
     pub(crate) served: &'v Arc<Served>,
     pub(crate) caller: Caller,
     pub(crate) claimed: Option<ClientClaimed>,
+    /// The caller's session, if it names one.
+    pub(crate) session: Option<Arc<Session>>,
+}
+
+/// How the server answered.
+struct Answer {
+    response: Response<Body>,
+    /// In a session that was opened anew for it.
+    renewed: bool,
 }
 
 /// What a call asked: what is needed to know its answer.
@@ -107,8 +119,9 @@ pub(crate) async fn post(visit: Visit, mut body: Incoming) -> Response<Payload> 
     match visit.judge(&caller, &bytes) {
         Judged::Refused(denial) => visit.refuse(denial).await,
         Judged::Call(exchange, asked, facts) => exchange.call(asked, facts, bytes).await,
-        Judged::Other(exchange, facts) => {
-            Box::pin(exchange.pass(Method::POST, None, facts, bytes)).await
+        Judged::Other(exchange, facts, beside) => {
+            let passed = Passed { method: Method::POST, http: None, beside };
+            Box::pin(exchange.pass(passed, facts, bytes)).await
         }
     }
 }
@@ -120,7 +133,7 @@ pub(crate) async fn bare(visit: Visit, method: Method, name: &'static str) -> Re
     };
     let nothing = Envelope::default();
     let admitted = visit.served.as_ref().ok_or(Stop::from(Failure::UnknownServer));
-    let admitted = admitted.and_then(|served| visit.enter(&caller, served, &nothing));
+    let admitted = admitted.and_then(|served| visit.enter(&caller, served, &nothing, Era::Legacy));
     let exchange = match admitted {
         Ok(exchange) => exchange,
         Err(stop) => return visit.refuse(visit.denial(&caller, stop, &nothing, None)).await,
@@ -128,14 +141,25 @@ pub(crate) async fn bare(visit: Visit, method: Method, name: &'static str) -> Re
     let protocol = visit.headers.get(era::PROTOCOL_HEADER).and_then(|value| value.to_str().ok());
     let spoken = Spoken { era: Era::Legacy, protocol: protocol.unwrap_or_default().to_owned() };
     let facts = Facts { phi: false, ..exchange.facts(&nothing, &spoken, b"") };
-    let ended = (method == Method::DELETE).then_some(visit.session).flatten();
-    let response = exchange.pass(method, Some(name), facts, Bytes::new()).await;
-    if let Some(session) = ended
-        && response.status().is_success()
+    let ends = method == Method::DELETE;
+    let passed = Passed { method, http: Some(name), beside: Beside::default() };
+    let response = exchange.pass(passed, facts, Bytes::new()).await;
+    let gone = response.status().is_success() || response.status() == StatusCode::NOT_FOUND;
+    if let Some(session) = &exchange.session
+        && ends
+        && gone
     {
         visit.proxy.sessions.end(session);
     }
     response
+}
+
+/// A message beside calls, on its way to the server.
+struct Passed {
+    method: Method,
+    /// The HTTP method for the record, if it is no plain POST.
+    http: Option<&'static str>,
+    beside: Beside,
 }
 
 impl Exchange<'_> {
@@ -153,20 +177,52 @@ impl Exchange<'_> {
     pub(crate) fn facts(&self, envelope: &Envelope<'_>, spoken: &Spoken, bytes: &[u8]) -> Facts {
         let server = &self.served.server;
         let tool = envelope.name.as_deref();
-        let state = envelope.state.as_deref().map(|state| PrevCall {
-            call: None,
-            state: Some(Digits(Sha256::digest(state.as_bytes()).into())),
-        });
         let what = self.visit.what(envelope, Some(spoken.protocol.clone()));
         Facts {
             headers: noted_up(&self.visit.headers, &what),
             who: self.visit.seen.who(&self.caller.who, &self.visit.headers, self.claimed.as_ref()),
             what: Arc::new(what),
-            prev: state,
+            prev: self.continues(envelope),
             leaving_cancels: spoken.era == Era::Modern,
             phi: !is_housekeeping(envelope.method())
                 && server.rules.phi(tool).unwrap_or(server.phi),
             found: inspect::sent(&server.rules, envelope, bytes),
+            by_proxy: false,
+        }
+    }
+
+    /// The call that a request continues.
+    fn continues(&self, envelope: &Envelope<'_>) -> Option<PrevCall> {
+        let links = &self.visit.proxy.links;
+        let find = |token| links.find(self.caller.principal, &self.served.server.name, token);
+        if let Some(state) = envelope.state.as_deref() {
+            let hash = Digits(Sha256::digest(state.as_bytes()).into());
+            return Some(PrevCall { call: find(Token::State(state)), state: Some(hash) });
+        }
+        let task = envelope.task.as_deref()?;
+        find(Token::Task(task)).map(|call| PrevCall { call: Some(call), state: None })
+    }
+
+    /// What a message that is no request is about. An answer must be to something that this very
+    /// session, or caller without one, was asked.
+    pub(crate) fn beside(&self, envelope: &Envelope<'_>) -> Result<Beside, Stop> {
+        if envelope.shape() == Shape::Response {
+            let id = envelope.id.unwrap_or("null");
+            if id == "null" && envelope.error.is_some() {
+                return Ok(Beside::default()); // it could not read something of the server's
+            }
+            let asked = self.lane().answer(id).ok_or(Failure::NotAsked)?;
+            return Ok(Beside { call: asked.call, answers: Some(id.to_owned()) });
+        }
+        let cancels = envelope.cancels.filter(|_| envelope.method() == "notifications/cancelled");
+        Ok(Beside { call: cancels.and_then(|id| self.lane().cancel(id)), answers: None })
+    }
+
+    /// What is open between this caller and the server.
+    pub(crate) fn lane(&self) -> Lane {
+        match &self.session {
+            Some(session) => Lane::Session(Arc::clone(session)),
+            None => self.visit.proxy.loose.of(self.caller.principal, &self.served.server.name),
         }
     }
 
@@ -177,37 +233,56 @@ impl Exchange<'_> {
         let id = new_call();
         let message = self.served.upstream.fit(bytes);
         let bytes = message.bytes.clone();
-        let Ok((call, cleared)) = recorder.open(permit, id, facts, message).await else {
+        let Ok((mut call, cleared)) = recorder.open(permit, id, facts, message).await else {
             return asked.failure(Failure::AuditUnavailable, Some(id));
         };
-        let asking = spans::ask(call.span(), &self.served.server.name);
-        match self.send(cleared, Method::POST, bytes).instrument(asking).await {
-            Ok(answer) => answer::deliver(self, &asked, call, answer).await,
+        if asked.era == Era::Legacy {
+            call.enter(&self.lane(), &asked.id);
+        }
+        let span = spans::ask(call.span(), &self.served.server.name);
+        let asking = self.ask(cleared, Method::POST, bytes.clone()).instrument(span);
+        let answer = match call.flight().map(Flight::given_up) {
+            None => asking.await,
+            Some(given_up) => tokio::select! {
+                answer = asking => answer,
+                () = given_up => Err(NoAnswer::Cancelled),
+            },
+        };
+        match answer {
+            Ok(Answer { response, renewed }) => {
+                if renewed {
+                    call.note_renewed();
+                }
+                answer::deliver(self, &asked, call, response, &bytes).await
+            }
             Err(why) => answer::no_answer(&asked, call, why).await,
         }
     }
 
     /// Anything else: recorded, forwarded, and what comes back recorded and passed on.
-    async fn pass(
-        &self,
-        method: Method,
-        http: Option<&'static str>,
-        facts: Facts,
-        bytes: Bytes,
-    ) -> Response<Payload> {
+    async fn pass(&self, passed: Passed, facts: Facts, bytes: Bytes) -> Response<Payload> {
         let recorder = &self.visit.proxy.recorder;
+        let Passed { method, http, beside } = passed;
+        let call = beside.call;
         let relayed = |way, bytes| {
             let (facts, edits) = (facts.clone(), Edits::default());
-            Relayed { way, call: None, http, facts, bytes, edits }
+            Relayed { way, call, http, facts, bytes, edits }
         };
         let Message { arrived, bytes, edits } = self.served.upstream.fit(bytes);
         let up = Relayed { edits, ..relayed(Way::Up, Some(arrived)) };
         let Ok(cleared) = recorder.relay(up).await else {
             return error(Failure::AuditUnavailable, None, None, None);
         };
-        let (head, mut body) = match self.send(cleared, method, bytes).await {
-            Ok(answer) => answer.into_parts(),
-            Err(why) => return error(answer::failure_of(why).0, None, None, None),
+        let (head, mut body) = match self.ask(cleared, method, bytes).await {
+            Ok(answer) => answer.response.into_parts(),
+            Err(why) => {
+                if let Some(id) = &beside.answers
+                    && matches!(why, NoAnswer::Unreachable | NoAnswer::SessionLost)
+                {
+                    self.lane().ask(id, call); // it may be answered again
+                }
+                return error(answer::failure_of(why).0, None, None, None);
+            }
         };
         if let Some(failure) = unacceptable(head.status, &head.headers) {
             return error(failure, None, None, None);
@@ -216,7 +291,7 @@ impl Exchange<'_> {
         if head.status.is_success() && media == "text/event-stream" {
             let facts = Facts { headers: noted_down(&head.headers), ..facts };
             let body = stream::of_server(self, facts, body);
-            return respond(head.status, headers_down(&head.headers), body);
+            return respond(head.status, self.down(&head.headers, None), body);
         }
         let reading = read_whole(&mut body, self.max_message_bytes());
         let bytes = match within(self.limits().answer, reading).await {
@@ -234,28 +309,120 @@ impl Exchange<'_> {
                 return error(Failure::AuditOutcomeUnrecorded, None, None, None);
             }
         }
-        respond(head.status, headers_down(&head.headers), Payload::whole(bytes))
+        respond(head.status, self.down(&head.headers, None), Payload::whole(bytes))
+    }
+
+    /// Sends a request. If the server has forgotten the session, it is opened anew there, and what
+    /// the server has not processed is sent once more.
+    async fn ask(
+        &self,
+        cleared: Cleared,
+        method: Method,
+        bytes: Bytes,
+    ) -> Result<Answer, NoAnswer> {
+        let leg = self.session.as_ref().and_then(|s| Some((s, s.leg(&self.served.server.name)?)));
+        let Some((session, leg)) = leg else {
+            let response = self.send(cleared, None, method, bytes).await?;
+            return Ok(Answer { response, renewed: false });
+        };
+        let (opened, again) = (leg.now(), cleared.once_more());
+        let answer = self.send(cleared, Some(&opened), method.clone(), bytes.clone()).await?;
+        let response = match leg::heard(answer).await {
+            Heard::Answer(response) => return Ok(Answer { response, renewed: false }),
+            // what is to be resumed, or ended, is gone with the session
+            Heard::Forgotten(response) if method == Method::DELETE || self.resumes() => response,
+            Heard::Forgotten(_) => {
+                let renewal = self.errand(session).run(leg, opened);
+                let Ok(Ok(opened)) = tokio::spawn(renewal).await else {
+                    self.visit.proxy.sessions.end(session);
+                    return Err(NoAnswer::SessionLost);
+                };
+                let response = self.send(again, Some(&opened), method, bytes).await?;
+                return Ok(Answer { response, renewed: true });
+            }
+        };
+        Ok(Answer { response, renewed: false })
+    }
+
+    /// Whether the client asks for the rest of a stream.
+    pub(crate) fn resumes(&self) -> bool {
+        self.visit.headers.contains_key("last-event-id")
+    }
+
+    fn errand(&self, session: &Arc<Session>) -> Errand {
+        let visit = self.visit;
+        Errand {
+            proxy: Arc::clone(&visit.proxy),
+            served: Arc::clone(self.served),
+            session: Arc::clone(session),
+            who: visit.seen.who(&self.caller.who, &visit.headers, self.claimed.as_ref()),
+            protocol: visit.headers.get(era::PROTOCOL_HEADER).cloned(),
+        }
     }
 
     async fn send(
         &self,
         cleared: Cleared,
+        session: Option<&Opened>,
         method: Method,
         bytes: Bytes,
     ) -> Result<Response<Body>, NoAnswer> {
         let started = Instant::now();
-        let outgoing = Outgoing::new(method, &self.caller, &self.visit.headers, bytes);
+        let mut outgoing = Outgoing::new(method, &self.caller, &self.visit.headers, bytes);
+        if let Some(session) = session {
+            outgoing.headers.insert(SESSION_HEADER, session.id.clone());
+        }
         let answer = self.served.upstream.send(cleared, outgoing).await;
         self.visit.proxy.watched.metrics.answered(&self.served.server.name, started);
         answer
     }
 
-    /// Binds the session that an answer gives out to the caller, and returns its hash.
-    pub(crate) fn bind_session(&self, headers: &HeaderMap) -> Result<Option<Hash>, Foreign> {
-        let Some(id) = headers.get(SESSION_HEADER) else { return Ok(None) };
-        let session = Session { principal: self.caller.principal, claimed: self.claimed.clone() };
-        let hash = session::hash(&self.visit.server, id.as_bytes());
-        self.visit.proxy.sessions.bind(hash, session).map(|()| Some(hash))
+    /// Puts a session of ours before the one that an answer gives out. Gives our id and its hash.
+    /// `initialize` is the request, if it is one.
+    pub(crate) fn bind_session(
+        &self,
+        status: StatusCode,
+        headers: &HeaderMap,
+        initialize: Option<&Bytes>,
+    ) -> Result<Option<(HeaderValue, Hash)>, Foreign> {
+        let Some(id) = headers.get(SESSION_HEADER).filter(|_| status.is_success()) else {
+            return Ok(None);
+        };
+        let sessions = &self.visit.proxy.sessions;
+        let server = &self.served.server.name;
+        let known = self.session.as_ref().and_then(|session| session.leg(server));
+        if known.is_some_and(|leg| leg.now().id == id) {
+            return Ok(None);
+        }
+        let opened = Opened::new(id.clone(), initialize);
+        if let Some(session) = &self.session {
+            if initialize.is_none() {
+                return Ok(None);
+            }
+            return sessions.bind(session, server, opened).map(|()| None);
+        }
+        let (ours, session) = sessions.open(&self.visit.server, &self.caller, self.claimed.clone());
+        match sessions.bind(&session, server, opened) {
+            Ok(()) => Ok(Some((ours, session.hash))),
+            Err(Foreign) => {
+                sessions.end(&session);
+                Err(Foreign)
+            }
+        }
+    }
+
+    /// The headers of an answer that the client may see, with the id of its session: the one that
+    /// was just opened for it, or its own where the server repeats the id.
+    pub(crate) fn down(&self, from: &HeaderMap, issued: Option<HeaderValue>) -> HeaderMap {
+        let mut headers = headers_down(from);
+        let repeated = || {
+            let repeats = self.session.is_some() && from.contains_key(SESSION_HEADER);
+            self.visit.headers.get(SESSION_HEADER).filter(|_| repeats).cloned()
+        };
+        if let Some(id) = issued.or_else(repeated) {
+            headers.insert(SESSION_HEADER, id);
+        }
+        headers
     }
 }
 

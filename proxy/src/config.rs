@@ -55,6 +55,10 @@ pub struct Limits {
     pub drain: Duration,
     /// Open connections from clients.
     pub connections: usize,
+    /// Sessions that are remembered.
+    pub sessions: usize,
+    /// After how long without use a session is forgotten.
+    pub session_idle: Duration,
 }
 
 /// An MCP server behind the proxy.
@@ -113,6 +117,8 @@ impl Default for Limits {
             keep_alive: Duration::from_secs(15),
             drain: Duration::from_secs(10),
             connections: 10_000,
+            sessions: 10_000,
+            session_idle: Duration::from_secs(24 * 3600),
         }
     }
 }

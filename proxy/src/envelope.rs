@@ -70,12 +70,16 @@ pub(crate) struct Envelope<'a> {
     pub(crate) name: Option<Cow<'a, str>>,
     /// `params.uri`
     pub(crate) uri: Option<Cow<'a, str>>,
-    /// `params.taskId`
+    /// `result.taskId`
+    pub(crate) own_task: Option<Cow<'a, str>>,
+    /// `params.taskId` or `result.task.taskId`.
     pub(crate) task: Option<Cow<'a, str>>,
     /// `params.arguments`
     pub(crate) arguments: Option<&'a str>,
-    /// `params.requestState`
+    /// `requestState` of `params` or `result`.
     pub(crate) state: Option<Cow<'a, str>>,
+    /// The raw token of `params.requestId`.
+    pub(crate) cancels: Option<&'a str>,
     /// `protocolVersion` of `params` or `result`.
     pub(crate) protocol: Option<Cow<'a, str>>,
     /// `io.modelcontextprotocol/protocolVersion` of `params._meta`.
@@ -141,21 +145,19 @@ impl<'a> Envelope<'a> {
 
 /// Whether two id tokens name the same request, however they are written.
 pub(crate) fn same_id(a: &str, b: &str) -> bool {
-    if a == b {
-        return true;
+    a == b || plain_id(a) == plain_id(b)
+}
+
+/// An id token in the one form that stands for all ways to write it.
+pub(crate) fn plain_id(raw: &str) -> Cow<'_, str> {
+    if raw.starts_with('"') {
+        return match Scanner::over(raw).step() {
+            Ok(Some(Token::Text(text))) => Cow::Owned(format!("text {}", text.decode())),
+            _ => Cow::Borrowed(raw),
+        };
     }
-    let text = |raw: &str| match Scanner::over(raw).step() {
-        Ok(Some(Token::Text(text))) => Some(text.decode().into_owned()),
-        _ => None,
-    };
-    match (text(a), text(b)) {
-        (Some(a), Some(b)) => a == b,
-        (None, None) => match (a.parse::<f64>(), b.parse::<f64>()) {
-            (Ok(a), Ok(b)) => a.to_bits() == b.to_bits(),
-            _ => false,
-        },
-        _ => false,
-    }
+    let number = raw.parse::<f64>().ok();
+    number.map_or(Cow::Borrowed(raw), |number| Cow::Owned(format!("{:x}", number.to_bits())))
 }
 
 /// Which object the reader is in.
@@ -166,6 +168,7 @@ enum Level {
     Meta,
     Client,
     Result,
+    Task,
     Error,
 }
 
@@ -175,7 +178,7 @@ impl Level {
         match self {
             Self::Message => &["jsonrpc", "id", "method", "params", "result", "error"],
             Self::Params => &["name", "uri", "taskId", "arguments", "_meta", "requestState"],
-            Self::Meta | Self::Client | Self::Result | Self::Error => &[],
+            Self::Meta | Self::Client | Self::Result | Self::Task | Self::Error => &[],
         }
     }
 }
@@ -225,7 +228,13 @@ impl<'a> Reader<'a> {
             (Level::Params, "uri") => self.found.uri = self.word("params.uri")?,
             (Level::Params, "taskId") => self.found.task = self.word("params.taskId")?,
             (Level::Params, "arguments") => self.found.arguments = Some(self.skip()?),
-            (Level::Params, "requestState") => self.found.state = self.any_word()?,
+            (Level::Params | Level::Result, "requestState") => {
+                self.found.state = self.any_word()?;
+            }
+            (Level::Params, "requestId") => self.found.cancels = Some(self.skip()?),
+            (Level::Result, "taskId") => self.found.own_task = self.any_word()?,
+            (Level::Task, "taskId") => self.found.task = self.any_word()?,
+            (Level::Result, "task") => drop(self.inside(Level::Task)?),
             (Level::Params | Level::Result, "protocolVersion") => {
                 self.found.protocol = self.any_word()?;
             }

@@ -53,6 +53,12 @@ pub enum Failure {
     UpstreamRefused,
     /// The answer is longer than the limit.
     AnswerTooLarge,
+    /// The upstream forgot the session and opened no other.
+    SessionLost,
+    /// The client cancelled the call, and no answer came.
+    Cancelled,
+    /// An answer to something that this caller was not asked.
+    NotAsked,
 }
 
 impl Failure {
@@ -119,6 +125,9 @@ impl Failure {
             Self::UpstreamInvalid => (S::BAD_GATEWAY, 47015, "upstream_invalid"),
             Self::UpstreamRefused => (S::BAD_GATEWAY, 47016, "upstream_refused"),
             Self::AnswerTooLarge => (S::BAD_GATEWAY, 47017, "answer_too_large"),
+            Self::SessionLost => (S::NOT_FOUND, 47018, "session_lost"),
+            Self::Cancelled => (S::OK, 47019, "cancelled"),
+            Self::NotAsked => (S::BAD_REQUEST, 47020, "not_asked"),
         }
     }
 
@@ -169,6 +178,14 @@ impl Failure {
             Self::AnswerTooLarge => {
                 "the answer is longer than max_message_bytes; the call may have taken \
                  effect"
+            }
+            Self::SessionLost => {
+                "the server has forgotten the session and opened no other; the message was not \
+                 processed; initialize anew"
+            }
+            Self::Cancelled => "cancelled as you asked; the call may have taken effect",
+            Self::NotAsked => {
+                "no request with this id waits for an answer in this session; not forwarded"
             }
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! Nothing passes that is not named here. What passes and stands in no other field of the record
 //! is noted in `detail.headers`, up to a limit in number and cut in length; beyond it a hash stands
-//! for the rest. Credentials never pass, and of a session's id the record holds the hash only.
+//! for the rest. Credentials never pass, nor do ids of sessions: each side has its own.
 
 use std::collections::BTreeMap;
 
@@ -12,18 +12,15 @@ use http::header::HeaderName;
 use http::{HeaderMap, HeaderValue};
 use sha2::{Digest, Sha256};
 
-use crate::era::SESSION_HEADER;
-
 /// What passes from a client to a server, beside the arguments that
 /// [`PARAM_PREFIX`] repeats.
-const UP: [&str; 9] = [
+const UP: [&str; 8] = [
     "accept",
     "content-type",
     "last-event-id",
     "mcp-method",
     "mcp-name",
     "mcp-protocol-version",
-    "mcp-session-id",
     "traceparent",
     "tracestate",
 ];
@@ -32,14 +29,8 @@ const PARAM_PREFIX: &str = "mcp-param-";
 /// How long the name of such a header may be.
 const MAX_NAME: usize = 64;
 /// What passes from a server to a client.
-const DOWN: [&str; 6] = [
-    "allow",
-    "cache-control",
-    "content-type",
-    "mcp-protocol-version",
-    "mcp-session-id",
-    "retry-after",
-];
+const DOWN: [&str; 5] =
+    ["allow", "cache-control", "content-type", "mcp-protocol-version", "retry-after"];
 /// What says nothing that is not always so.
 const USUAL: [(&str, &str); 5] = [
     ("accept", "*/*"),
@@ -87,7 +78,7 @@ pub(crate) fn noted_down(from: &HeaderMap) -> Option<Json> {
 
 fn noted<'h>(headers: impl Iterator<Item = (&'h HeaderName, &'h HeaderValue)>) -> Option<Json> {
     let usual = |name: &str, value: &HeaderValue| {
-        name == SESSION_HEADER || USUAL.iter().any(|usual| usual.0 == name && value == usual.1)
+        USUAL.iter().any(|usual| usual.0 == name && value == usual.1)
     };
     let mut noted: BTreeMap<String, Json> = BTreeMap::new();
     let mut rest: Option<Sha256> = None;

@@ -41,6 +41,14 @@ pub enum Identity {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct PrincipalId(usize);
 
+#[cfg(test)]
+impl PrincipalId {
+    /// One that a test tells apart from others.
+    pub(crate) const fn test(number: usize) -> Self {
+        Self(number)
+    }
+}
+
 /// Everybody, where callers are not told apart.
 const NOBODY: PrincipalId = PrincipalId(usize::MAX);
 
@@ -51,13 +59,6 @@ pub(crate) struct Caller {
     pub(crate) principal: PrincipalId,
     /// Everything but source and claims.
     pub(crate) who: Arc<Who>,
-}
-
-impl Caller {
-    /// Whether callers are not told apart.
-    pub(crate) fn is_nobody(&self) -> bool {
-        self.principal == NOBODY
-    }
 }
 
 /// No credential, or an unknown one.

@@ -29,6 +29,8 @@ mod gate;
 mod headers;
 pub mod identity;
 pub mod inspect;
+mod leg;
+mod links;
 mod metrics;
 mod parked;
 mod payload;
@@ -45,6 +47,7 @@ mod sse;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod traffic;
 mod upstream;
 mod visit;
 
@@ -63,11 +66,13 @@ pub use upstream::{TlsError, reach};
 
 use gate::Gate;
 use identity::Authority;
+use links::Links;
 use parked::Parked;
 use policy::Policy;
 use record::Recorder;
 use refusals::Refusals;
 use session::Sessions;
+use traffic::Loose;
 use upstream::{Desk, Heard, Upstream};
 
 /// Why a proxy cannot run.
@@ -101,6 +106,8 @@ struct Proxy {
     authority: Authority,
     sessions: Sessions,
     parked: Arc<Parked>,
+    loose: Loose,
+    links: Links,
     servers: HashMap<String, Arc<Served>>,
     recorder: Arc<Recorder>,
     refusals: Refusals,
@@ -142,8 +149,10 @@ pub async fn run(
     let proxy = Proxy {
         gate: Gate::new(listen, &config.allowed_hosts, &config.allowed_origins),
         authority: Authority::new(&config.identity),
-        sessions: Sessions::default(),
+        sessions: Sessions::new(config.limits.sessions, config.limits.session_idle),
         parked: Arc::default(),
+        loose: Loose::default(),
+        links: Links::default(),
         servers,
         recorder,
         refusals: Refusals::default(),
@@ -155,6 +164,7 @@ pub async fn run(
     let recording = tokio::spawn(record_refusals(Arc::clone(&proxy)));
     let over = CancellationToken::new();
     let noting = tokio::spawn(record_notes(Arc::clone(&proxy), heard, over.clone()));
+    let closing = tokio::spawn(leg::close_forgotten(Arc::clone(&proxy)));
     server::serve(listener, Arc::clone(&proxy), shutdown).await;
     join_all(proxy.servers.values().map(|served| served.upstream.close())).await;
     over.cancel();
@@ -162,6 +172,7 @@ pub async fn run(
         tracing::error!("what servers said beside messages could not be recorded");
     }
     recording.abort();
+    closing.abort();
     proxy.recorder.refused(proxy.refusals.take()).await;
     Ok(())
 }

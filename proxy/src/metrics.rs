@@ -100,6 +100,7 @@ pub(crate) struct Metrics {
     audit_wait: Histograms,
     upstream: Histograms,
     connections: Gauge,
+    sessions: Gauge,
 }
 
 impl Metrics {
@@ -117,6 +118,7 @@ impl Metrics {
             audit_wait: Family::new_with_constructor(audit),
             upstream: Family::new_with_constructor(upstream),
             connections: Gauge::default(),
+            sessions: Gauge::default(),
         };
         metrics.show(registry.sub_registry_with_prefix("custody_proxy"));
         metrics
@@ -142,6 +144,7 @@ impl Metrics {
         let answer = "How long servers took to begin their answers";
         to.register_with_unit("upstream", answer, Unit::Seconds, self.upstream.clone());
         to.register("connections", "Open connections of clients", self.connections.clone());
+        to.register("sessions", "Sessions of clients", self.sessions.clone());
     }
 
     /// A call's opening has been handed over.
@@ -197,6 +200,11 @@ impl Metrics {
     /// A client connected.
     pub(crate) fn connected(&self) {
         self.connections.inc();
+    }
+
+    /// So many sessions are remembered.
+    pub(crate) fn sessions(&self, count: usize) {
+        self.sessions.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     /// A client left.

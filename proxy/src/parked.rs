@@ -2,27 +2,32 @@
 //!
 //! Up to 2025-11-25 a server may close the stream of a call and give the rest of it to a GET of
 //! the same session. Such a call waits here, still open, for its answer to pass on that stream. It
-//! waits as long as an answer may take; after that it is ended as `unknown`. Because every
+//! waits as long as an answer may take; after that it is ended as `unknown`, or as `cancelled` when
+//! its client has said so. Because every
 //! one holds a slot of the journal meanwhile, at most [`MAX_PARKED`] wait, and at most
 //! [`MAX_PARKED_OF_SERVER`] of one server; others are ended at once.
 
 use std::collections::HashMap;
+use std::future::pending;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use custody_schemas::id::{CallId, Hash};
 use custody_schemas::words::Status;
+use futures::future::OptionFuture;
 
 use crate::call::Asked;
+use crate::envelope::plain_id;
 use crate::errors::Failure;
 use crate::record::{Call, Ending};
+use crate::traffic::Flight;
 
 /// How many calls may wait.
 const MAX_PARKED: usize = 64;
 /// How many calls of one server may wait.
 const MAX_PARKED_OF_SERVER: usize = 16;
 
-/// The session, and the raw token of the request's id.
+/// The session, and the request's id.
 type Key = (Hash, String);
 
 /// Calls that wait for their answer.
@@ -43,7 +48,10 @@ impl Parked {
         let id = call.id();
         let refused = match session {
             None => Some(call),
-            Some(session) => self.put((session, asked.id.clone()), asked, call, patience),
+            Some(session) => {
+                let key = (session, plain_id(&asked.id).into_owned());
+                self.put(key, asked, call, patience)
+            }
         };
         if let Some(call) = refused {
             give_up(id, call).await;
@@ -59,6 +67,12 @@ impl Parked {
         patience: Duration,
     ) -> Option<Call> {
         let id = call.id();
+        let given_up = OptionFuture::from(call.flight().map(Flight::given_up));
+        let given_up = async {
+            if given_up.await.is_none() {
+                pending().await
+            }
+        };
         let displaced = {
             let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
             if !calls.contains_key(&key) && !has_room(&calls, &call) {
@@ -68,7 +82,11 @@ impl Parked {
         };
         let parked = Arc::downgrade(self);
         tokio::spawn(async move {
-            tokio::time::sleep(patience).await;
+            // nobody fetches what was cancelled
+            tokio::select! {
+                () = given_up => {}
+                () = tokio::time::sleep(patience) => {}
+            }
             if let Some(call) = parked.upgrade().and_then(|parked| parked.remove(&key, id)) {
                 give_up(id, call).await;
             }
@@ -90,7 +108,7 @@ impl Parked {
         if calls.is_empty() {
             return None;
         }
-        calls.remove(&(session?, id.to_owned()))
+        calls.remove(&(session?, plain_id(id).into_owned()))
     }
 }
 
@@ -101,8 +119,11 @@ fn has_room(calls: &HashMap<Key, (Asked, Call)>, call: &Call) -> bool {
 }
 
 async fn give_up(id: CallId, call: Call) {
-    let code = Failure::UpstreamBroken.code();
-    if call.end(Ending::without_answer(Status::Unknown, Some(code))).await.is_err() {
+    let (status, failure) = match call.is_cancelled() {
+        true => (Status::Cancelled, Failure::Cancelled),
+        false => (Status::Unknown, Failure::UpstreamBroken),
+    };
+    if call.end(Ending::without_answer(status, Some(failure.code()))).await.is_err() {
         tracing::warn!(call = %id, "the next run will end this call");
     }
 }

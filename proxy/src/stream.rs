@@ -17,14 +17,16 @@ use futures::stream::unfold;
 use http_body_util::BodyExt;
 use tokio::time::{Instant, timeout};
 
-use crate::answer::Examined;
+use crate::answer::{Examined, Handed};
 use crate::call::{Asked, Exchange, examine};
 use crate::era::Era;
 use crate::errors::Failure;
+use crate::identity::PrincipalId;
 use crate::inspect::is_housekeeping;
 use crate::payload::{BrokenOff, Payload};
 use crate::record::{Call, Ending, Facts, Relayed, Way};
 use crate::sse::{Frame, Framer};
+use crate::traffic::{Flight, Lane};
 use crate::upstream::Body;
 use crate::{Proxy, Served};
 
@@ -53,6 +55,7 @@ fn start(
         Some((asked, id, call)) => (Some(asked), Some(id), Some(call)),
         None => (None, None, None),
     };
+    let standing = call.is_none() || facts.method() == "subscriptions/listen";
     let streaming = Streaming {
         proxy: Arc::clone(&exchange.visit.proxy),
         served: Arc::clone(exchange.served),
@@ -63,6 +66,10 @@ fn start(
         call_id,
         call,
         heard_at: Instant::now(),
+        principal: exchange.caller.principal,
+        lane: exchange.lane(),
+        standing,
+        resumes: exchange.resumes(),
         answered: false,
         finished: false,
     };
@@ -85,6 +92,13 @@ struct Streaming {
     /// The call, until it has its answer.
     call: Option<Call>,
     heard_at: Instant,
+    principal: PrincipalId,
+    /// What is open between the client and the server.
+    lane: Lane,
+    /// It stands open for whatever may come, so silence is no fault.
+    standing: bool,
+    /// It is the rest of another stream.
+    resumes: bool,
     /// The client has the answer to its call.
     answered: bool,
     finished: bool,
@@ -98,6 +112,8 @@ enum Heard {
     Broken,
     TooLong,
     TimedOut,
+    /// The client has cancelled the call and waits no longer.
+    GivenUp,
 }
 
 type Piece = Result<Bytes, BrokenOff>;
@@ -114,11 +130,13 @@ impl Streaming {
             Heard::Broken => Some(self.fail(Failure::UpstreamBroken, Status::Unknown).await),
             Heard::TooLong => Some(self.fail(Failure::AnswerTooLarge, Status::TooLarge).await),
             Heard::TimedOut => Some(self.fail(Failure::UpstreamTimeout, Status::Timeout).await),
+            Heard::GivenUp => self.give_up().await,
         }
     }
 
     /// Waits for at least one whole event.
     async fn hear(&mut self) -> Heard {
+        let idle = self.proxy.limits.stream_idle;
         loop {
             let mut frames = Vec::new();
             loop {
@@ -133,7 +151,16 @@ impl Streaming {
                 return Heard::Frames(frames);
             }
             let Some(body) = &mut self.body else { return Heard::End };
-            match timeout(self.proxy.limits.keep_alive, body.frame()).await {
+            let given_up = self.call.as_ref().and_then(Call::flight).map(Flight::given_up);
+            let coming = timeout(self.proxy.limits.keep_alive, body.frame());
+            let came = match given_up {
+                None => coming.await,
+                Some(given_up) => tokio::select! {
+                    came = coming => came,
+                    () = given_up => return Heard::GivenUp,
+                },
+            };
+            match came {
                 Ok(Some(Ok(frame))) => {
                     self.heard_at = Instant::now();
                     if let Ok(data) = frame.into_data() {
@@ -142,7 +169,7 @@ impl Streaming {
                 }
                 Ok(Some(Err(_))) => return Heard::Broken,
                 Ok(None) => self.body = None,
-                Err(_) if self.heard_at.elapsed() > self.proxy.limits.stream_idle => {
+                Err(_) if !self.standing && self.heard_at.elapsed() > idle => {
                     return Heard::TimedOut;
                 }
                 Err(_) => return Heard::Silence,
@@ -154,6 +181,7 @@ impl Streaming {
     async fn pass(&mut self, frames: Vec<Frame>) -> Piece {
         let mut relayed = Vec::new();
         let mut ending = None;
+        let mut handed = Handed::default();
         let mut parked = Vec::new();
         for frame in &frames {
             let Some(data) = frame.data.as_ref().filter(|data| !data.is_empty()) else { continue };
@@ -169,11 +197,15 @@ impl Streaming {
             if let Some(call) = &mut self.call {
                 call.absorb(examined.found.clone());
                 if ending.is_none() && examined.answer.is_some() {
+                    handed = examined.handed;
                     ending = examined
                         .answer
                         .map(|answer| Ending { response: Some(data.clone()), ..answer });
                     continue;
                 }
+            }
+            if self.is_foreign(&examined) {
+                return self.fail(Failure::UpstreamInvalid, Status::HttpError).await;
             }
             relayed.push(self.relayed(examined, data.clone()));
         }
@@ -186,9 +218,12 @@ impl Streaming {
         if let Some(ending) = ending
             && let Some(call) = self.call.take()
         {
+            let id = call.id();
             if call.end(Ending { http_status: Some(200), ..ending }).await.is_err() {
                 return self.fail(Failure::AuditOutcomeUnrecorded, Status::AuditFailed).await;
             }
+            let server = &self.served.server.name;
+            handed.note(&self.proxy.links, self.principal, server, id);
             self.answered = true;
         }
         let bytes = joined(&frames);
@@ -204,9 +239,30 @@ impl Streaming {
         self.proxy.parked.take(self.facts.what.session, examined.id.as_deref()?)
     }
 
+    /// Whether a message answers a call that is open, but not in this stream. A client would take
+    /// it for the answer to that call, which then had two.
+    fn is_foreign(&self, examined: &Examined) -> bool {
+        if !examined.answers {
+            return false;
+        }
+        if self.asked.is_some() {
+            return true;
+        }
+        !self.resumes && examined.id.as_deref().is_some_and(|id| self.lane.is_open(id))
+    }
+
     /// A message beside the call's answer.
     fn relayed(&self, examined: Examined, bytes: Bytes) -> Relayed {
-        let Examined { found, method, id, .. } = examined;
+        let Examined { found, method, id, answers, .. } = examined;
+        let call = match id.as_deref() {
+            // the call lost its stream, so it has ended; this is what it was waiting for
+            Some(id) if answers => self.lane.unanswered(id),
+            Some(id) if method.is_some() => {
+                self.lane.ask(id, self.call_id);
+                self.call_id
+            }
+            _ => self.call_id,
+        };
         let carries_data = method.as_deref().is_none_or(|method| !is_housekeeping(method));
         let server = &self.served.server;
         let tool = self.asked.as_ref().and_then(Asked::tool);
@@ -223,7 +279,7 @@ impl Streaming {
             ..What::default()
         };
         let facts = Facts { what: Arc::new(what), prev: None, phi, found, ..self.facts.clone() };
-        let (call, bytes, edits) = (self.call_id, Some(bytes), Edits::default());
+        let (bytes, edits) = (Some(bytes), Edits::default());
         Relayed { way: Way::Down, call, http: None, facts, bytes, edits }
     }
 
@@ -234,6 +290,10 @@ impl Streaming {
         }
         self.finished = true;
         let call = self.call.take()?;
+        if call.is_cancelled() {
+            self.call = Some(call);
+            return self.give_up().await;
+        }
         let modern = self.asked.as_ref().is_some_and(|asked| asked.era == Era::Modern);
         if modern {
             self.call = Some(call);
@@ -245,6 +305,17 @@ impl Streaming {
             self.proxy.parked.park(self.facts.what.session, asked, call, patience).await;
         }
         None
+    }
+
+    /// Ends a call that its client has cancelled, and the stream, for nobody waits for more.
+    async fn give_up(&mut self) -> Option<Piece> {
+        self.finished = true;
+        self.body = None;
+        let ending = Ending::without_answer(Status::Cancelled, Some(Failure::Cancelled.code()));
+        match self.call.take()?.end(ending).await {
+            Ok(()) => None,
+            Err(_) => Some(Err(BrokenOff)),
+        }
     }
 
     /// Ends call and stream with an error as the last message.

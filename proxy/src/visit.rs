@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use custody_schemas::event::{ClientClaimed, What};
-use custody_schemas::id::Hash;
+use custody_schemas::id::{CallId, Hash};
 use custody_schemas::words::Activity;
 use http::{HeaderMap, Response, header};
 use hyper::body::Incoming;
@@ -56,7 +56,7 @@ impl From<Failure> for Stop {
 }
 
 impl Stop {
-    fn because(failure: Failure, note: impl Into<Cow<'static, str>>) -> Self {
+    pub(crate) fn because(failure: Failure, note: impl Into<Cow<'static, str>>) -> Self {
         Self { failure, note: Some(note.into()) }
     }
 }
@@ -68,7 +68,16 @@ pub(crate) enum Judged<'v> {
     /// It is a request.
     Call(Exchange<'v>, Asked, Facts),
     /// It is a notification, or an answer to a server's request.
-    Other(Exchange<'v>, Facts),
+    Other(Exchange<'v>, Facts, Beside),
+}
+
+/// What a message beside calls is about.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Beside {
+    /// The call in whose stream it belongs.
+    pub(crate) call: Option<CallId>,
+    /// The id of the server's request that it answers, a raw token.
+    pub(crate) answers: Option<String>,
 }
 
 /// A refusal, ready to be recorded and given.
@@ -97,8 +106,7 @@ impl Visit {
         headers: HeaderMap,
         server: &str,
     ) -> Self {
-        let session = headers.get(SESSION_HEADER);
-        let session = session.map(|id| session::hash(server, id.as_bytes()));
+        let session = headers.get(SESSION_HEADER).map(|id| session::hash(id.as_bytes()));
         let served = proxy.servers.get(server).map(Arc::clone);
         Self { proxy, seen, headers, server: server.to_owned(), served, session }
     }
@@ -146,10 +154,16 @@ impl Visit {
                 return Judged::Refused(self.denial(caller, stop, &envelope, Some(bytes)));
             }
         };
-        let facts = exchange.facts(&envelope, &spoken, bytes);
         if envelope.shape() != Shape::Request {
-            return Judged::Other(exchange, facts);
+            return match exchange.beside(&envelope) {
+                Ok(beside) => {
+                    let facts = exchange.facts(&envelope, &spoken, bytes);
+                    Judged::Other(exchange, facts, beside)
+                }
+                Err(stop) => Judged::Refused(self.denial(caller, stop, &envelope, Some(bytes))),
+            };
         }
+        let facts = exchange.facts(&envelope, &spoken, bytes);
         let asked = Asked {
             id: envelope.id.unwrap_or("null").to_owned(),
             era: spoken.era,
@@ -187,31 +201,35 @@ impl Visit {
         if spoken.era == Era::Modern && !envelope.version_2 {
             return Err(Stop::because(Failure::Invalid, "jsonrpc must be \"2.0\""));
         }
-        Ok((self.enter(caller, served, envelope)?, spoken))
+        Ok((self.enter(caller, served, envelope, spoken.era)?, spoken))
     }
 
-    /// Finds the session, which must be the caller's own.
+    /// Finds the session, which must be the caller's own. From 2026-07-28 on there are none, and
+    /// whoever opens one needs none.
     pub(crate) fn enter<'v>(
         &'v self,
         caller: &Caller,
         served: &'v Arc<Served>,
         envelope: &Envelope<'_>,
+        era: Era,
     ) -> Result<Exchange<'v>, Stop> {
         if self.headers.get_all(SESSION_HEADER).iter().nth(1).is_some() {
             return Err(Stop::because(Failure::HeaderMismatch, "Mcp-Session-Id stands twice"));
         }
-        let known = match self.session {
+        let session = match self.session.filter(|_| era == Era::Legacy) {
             None => None,
-            Some(id) => match self.proxy.sessions.get(id, caller.principal) {
-                Ok(session) => session.claimed.clone(),
-                Err(Foreign) if caller.is_nobody() => None,
+            Some(id) => match self.proxy.sessions.get(id, &self.server, caller.principal) {
+                Ok(session) => Some(session),
+                Err(Foreign) if envelope.method() == "initialize" => None,
                 Err(Foreign) => return Err(Failure::UnknownSession.into()),
             },
         };
+        let known = session.as_ref().and_then(|session| session.claimed.clone());
         let owned = |text: &Option<Cow<'_, str>>| text.as_deref().map(str::to_owned);
         let claimed = owned(&envelope.client.name)
             .map(|name| ClientClaimed { name, version: owned(&envelope.client.version) });
-        Ok(Exchange { visit: self, served, caller: caller.clone(), claimed: claimed.or(known) })
+        let (caller, claimed) = (caller.clone(), claimed.or(known));
+        Ok(Exchange { visit: self, served, caller, claimed, session })
     }
 
     /// Turns away somebody who is not known, of whose request only the head was read.
@@ -243,6 +261,7 @@ impl Visit {
             leaving_cancels: false,
             phi: false,
             found,
+            by_proxy: false,
         };
         let id = envelope.id.filter(|_| envelope.method.is_some()).map(str::to_owned);
         Denial { stop, facts, id, request: request.cloned() }

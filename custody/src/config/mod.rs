@@ -91,6 +91,10 @@ pub struct Proxy {
     pub allowed_origins: Vec<String>,
     /// How many calls may be in flight.
     pub max_calls: u64,
+    /// How many sessions of legacy clients are remembered.
+    pub max_sessions: u64,
+    /// After how many seconds without use one is forgotten.
+    pub session_idle_seconds: u64,
 }
 
 /// An MCP server behind the gateway.

@@ -58,6 +58,8 @@ fn settings(config: &Config) -> anyhow::Result<custody_proxy::Config> {
         allowed_origins: config.proxy.allowed_origins.clone(),
         limits: Limits {
             response: Duration::from_millis(config.proxy.upstream_timeout_ms),
+            sessions: usize::try_from(config.proxy.max_sessions)?,
+            session_idle: Duration::from_secs(config.proxy.session_idle_seconds),
             ..Limits::default()
         },
         ..custody_proxy::Config::default()

@@ -28,6 +28,7 @@ use crate::metrics::Step;
 use crate::policy::Permit;
 use crate::spans;
 use crate::splice::Message;
+use crate::traffic::{Flight, Lane};
 
 /// How a call ended.
 #[derive(Debug)]
@@ -91,6 +92,8 @@ impl Recorder {
             sent: false,
             media: None,
             partial: false,
+            renewed: false,
+            flight: None,
             recorder: Arc::clone(self),
         });
         self.metrics.opened();
@@ -166,6 +169,10 @@ struct Open {
     media: Option<String>,
     /// The answer on record is not all of it.
     partial: bool,
+    /// The server's session was opened anew, and the request sent once more.
+    renewed: bool,
+    /// By what the client can cancel it.
+    flight: Option<Flight>,
     recorder: Arc<Recorder>,
 }
 
@@ -203,6 +210,26 @@ impl Call {
         self.0.partial = partial;
     }
 
+    /// Notes that the request was sent once more, in a new session of the server.
+    pub(crate) fn note_renewed(&mut self) {
+        self.0.renewed = true;
+    }
+
+    /// Lets the client cancel the call by the id of its request.
+    pub(crate) fn enter(&mut self, lane: &Lane, id: &str) {
+        self.0.flight = Some(lane.enter(id, self.0.id));
+    }
+
+    /// By what the client can cancel it.
+    pub(crate) fn flight(&self) -> Option<&Flight> {
+        self.0.flight.as_ref()
+    }
+
+    /// Whether the client has cancelled it.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.0.is_cancelled()
+    }
+
     /// Adds what was found in a message of the call.
     pub(crate) fn absorb(&mut self, found: Found) {
         self.0.facts.found.absorb(found);
@@ -216,8 +243,17 @@ impl Call {
 }
 
 impl Open {
+    fn is_cancelled(&self) -> bool {
+        self.flight.as_ref().is_some_and(Flight::is_cancelled)
+    }
+
     async fn end(&mut self, mut ending: Ending) -> Result<(), Unrecorded> {
         let Some(mut slot) = self.slot.take() else { return Err(Unrecorded) };
+        if let Some(flight) = &mut self.flight
+            && matches!(ending.status, Status::Ok | Status::ToolError | Status::RpcError)
+        {
+            flight.answered();
+        }
         let (first, parts) = self.untold();
         let span = spans::record_ending(&self.span);
         let started = Instant::now();
@@ -279,6 +315,9 @@ impl Open {
         if self.partial {
             draft = draft.with("partial", true);
         }
+        if self.renewed {
+            draft = draft.with("session_renewed", true);
+        }
         match &self.media {
             Some(media) => draft.with("content_type", media.as_str()),
             None => draft,
@@ -293,7 +332,7 @@ impl Drop for Open {
             Status::NotForwarded
         } else if self.recorder.stopping.load(Ordering::Relaxed) {
             Status::Unknown
-        } else if self.facts.leaving_cancels {
+        } else if self.facts.leaving_cancels || self.is_cancelled() {
             Status::Cancelled
         } else {
             Status::Abandoned

@@ -42,6 +42,13 @@ pub(crate) struct Unrecorded;
 #[derive(Debug)]
 pub(crate) struct Cleared(());
 
+impl Cleared {
+    /// The right to send the same request again if it was not processed.
+    pub(crate) fn once_more(&self) -> Self {
+        Self(())
+    }
+}
+
 /// Who called what, and what is known of the data: the part that opening and ending share.
 #[derive(Clone, Debug)]
 pub(crate) struct Facts {
@@ -60,6 +67,8 @@ pub(crate) struct Facts {
     /// Headers that pass and stand nowhere else in the record: those of the message itself, so
     /// the ending has others than the opening.
     pub(crate) headers: Option<Json>,
+    /// Whether the proxy sends it on its own behalf.
+    pub(crate) by_proxy: bool,
 }
 
 /// Which way a relayed message goes.
@@ -69,6 +78,8 @@ pub(crate) enum Way {
     Up,
     /// From the server to the client.
     Down,
+    /// From the server to this proxy, which asked on its own behalf.
+    Kept,
 }
 
 /// A message beside calls: a notification, a server's request, an answer to one, an HTTP request
@@ -171,6 +182,7 @@ impl Recorder {
             match relayed.way {
                 Way::Up => "to_server",
                 Way::Down => "to_client",
+                Way::Kept => "to_proxy",
             },
         );
         if let Some(http) = relayed.http {
@@ -182,7 +194,7 @@ impl Recorder {
         let passed = self.append(draft, bodies).await;
         let passed = passed.inspect_err(|Unrecorded| match relayed.way {
             Way::Up => self.metrics.unavailable(),
-            Way::Down => self.metrics.unrecorded(),
+            Way::Down | Way::Kept => self.metrics.unrecorded(),
         });
         passed.map(|()| Cleared(()))
     }
@@ -205,6 +217,7 @@ impl Recorder {
             phi: server.phi,
             found,
             headers: None,
+            by_proxy: false,
         };
         let mut draft = facts.draft(Kind::MessageRelayed, None, None);
         draft.data = facts.data_with_first_subjects();
@@ -261,6 +274,11 @@ fn count(edits: &Edits) -> Option<Uint> {
 }
 
 impl Facts {
+    /// The method, or the empty string.
+    pub(crate) fn method(&self) -> &str {
+        self.what.method.as_deref().unwrap_or_default()
+    }
+
     fn draft(&self, kind: Kind, call: Option<CallId>, decision: Option<&Arc<Decision>>) -> Draft {
         let kind_of_message = kind != Kind::SubjectsListed;
         let mut draft = Draft::new(kind);
@@ -273,6 +291,9 @@ impl Facts {
             && kind_of_message
         {
             draft = draft.with("headers", headers.clone());
+        }
+        if self.by_proxy {
+            draft = draft.with("by", "proxy");
         }
         draft
     }

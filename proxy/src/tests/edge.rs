@@ -139,25 +139,19 @@ async fn a_long_answer_below_the_limit_arrives_whole() {
 }
 
 #[tokio::test]
-async fn a_session_belongs_to_whoever_opened_it() {
-    let initialize = r#"{"jsonrpc":"2.0","id":0,"method":"initialize","params":{"protocolVersion":"2025-11-25","clientInfo":{"name":"cli","version":"3"}}}"#;
+async fn a_session_belongs_to_whoever_opened_it_and_neither_side_sees_the_others_id() {
     let upstream = Upstream::start(|seen: Seen| async move {
-        let mut response = json(ANSWER.replace("\"id\":1", "\"id\":0"));
-        if seen.method == Method::DELETE || !seen.body.starts_with(initialize_start()) {
-            response = json(ANSWER);
-        }
-        response.headers_mut().insert("mcp-session-id", "s-1".parse().unwrap());
-        response
+        if seen.body == INITIALIZE { in_session("s-1") } else { json(ANSWER) }
     })
     .await;
     let bench = Bench::start(upstream.addr, with_keys).await;
-    let path = "/servers/ehr/mcp";
     let ann = ("authorization", "Bearer one");
     let bob = ("authorization", "Bearer two");
-    let session = ("mcp-session-id", "s-1");
-    let opened = bench.send(Method::POST, path, &[ann], initialize).await;
-    assert_eq!((opened.status, &opened.headers["mcp-session-id"]), (200, &"s-1".parse().unwrap()));
-    assert_eq!(bench.send(Method::POST, path, &[ann, session], CALL).await.status, 200);
+    let id = bench.open_session(&[ann]).await;
+    assert!(id.len() == 32 && !id.contains("s-1"), "{id}");
+    let session = ("mcp-session-id", id.as_str());
+    assert_eq!(bench.send(Method::POST, EHR, &[ann, session], CALL).await.status, 200);
+    assert_eq!(upstream.seen()[1].headers["mcp-session-id"], "s-1");
     let events = bench.events();
     let session_of = |event: &Event| event.what.as_ref().unwrap().session;
     assert!(session_of(&events[0]).is_none() && session_of(&events[1]).is_some());
@@ -165,20 +159,18 @@ async fn a_session_belongs_to_whoever_opened_it() {
     let who = events.last().unwrap().who.as_ref().unwrap();
     assert_eq!(who.client_claimed.as_ref().unwrap().name, "cli");
     let recorded = format!("{events:?}");
-    assert!(!recorded.contains("s-1"), "a session's id is a secret");
+    assert!(!recorded.contains("s-1") && !recorded.contains(&id), "ids of sessions are secrets");
     for method in [Method::POST, Method::GET, Method::DELETE] {
-        let reply = bench.send(method, path, &[bob, session], CALL).await;
-        assert_eq!(reply.status, 404);
+        let reply = bench.send(method, EHR, &[bob, session], CALL).await;
+        assert_eq!(reply.error(), (404, 47009));
         assert_eq!(denied(&bench.events()), ("unknown_session", Some("bob")));
     }
-    let stolen = bench.send(Method::POST, path, &[bob], initialize).await;
+    let forged = bench.send(Method::POST, EHR, &[ann, ("mcp-session-id", "s-1")], CALL).await;
+    assert_eq!(forged.error(), (404, 47009), "the server's own id opens nothing");
+    let stolen = bench.send(Method::POST, EHR, &[bob], INITIALIZE).await;
     assert_eq!(stolen.status, 502, "a server that gives bob the session of ann is not believed");
-    assert_eq!(bench.send(Method::DELETE, path, &[ann, session], "").await.status, 200);
-    assert_eq!(bench.send(Method::POST, path, &[ann, session], CALL).await.status, 404);
-}
-
-fn initialize_start() -> &'static [u8] {
-    br#"{"jsonrpc":"2.0","id":0,"method":"initialize""#
+    assert_eq!(bench.send(Method::DELETE, EHR, &[ann, session], "").await.status, 200);
+    assert_eq!(bench.send(Method::POST, EHR, &[ann, session], CALL).await.status, 404);
 }
 
 #[tokio::test]

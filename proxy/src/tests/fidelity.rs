@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// A request of a server.
+const ASKS: &str = "data: {\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"roots/list\"}\n\n";
+
 /// Requests and notifications as clients send them, with what becomes of them on a phi server.
 const REFUSED: [&str; 3] = ["tools/call duplicate key", "tools/call dup name", "batch"];
 
@@ -38,6 +41,9 @@ fn headers(message: &Message) -> Vec<(&'static str, &'static str)> {
 #[tokio::test]
 async fn every_message_of_a_client_arrives_byte_for_byte_or_is_refused_and_recorded() {
     let upstream = Upstream::start(|seen: Seen| async move {
+        if seen.method == Method::GET {
+            return answer(200, "text/event-stream", ASKS);
+        }
         let request: serde_json::Value = serde_json::from_slice(&seen.body).unwrap();
         match (request.get("id"), request.get("method")) {
             (Some(id), Some(_)) => {
@@ -50,6 +56,11 @@ async fn every_message_of_a_client_arrives_byte_for_byte_or_is_refused_and_recor
     let bench = Bench::start(upstream.addr, |_| {}).await;
     let mut forwarded = 0;
     for message in messages().iter().filter(|message| message.from == "client") {
+        // an answer passes if it was asked for
+        if message.name.contains("resp") {
+            bench.send(Method::GET, "/servers/ehr/mcp", &[], "").await;
+            forwarded += 1;
+        }
         let reply = bench
             .send(Method::POST, "/servers/ehr/mcp", &headers(message), message.bytes.clone())
             .await;
@@ -67,7 +78,7 @@ async fn every_message_of_a_client_arrives_byte_for_byte_or_is_refused_and_recor
         }
         assert_eq!(upstream.seen().len(), forwarded, "{}", message.name);
     }
-    assert_eq!(forwarded, 27);
+    assert_eq!(forwarded, 27 + 6);
 }
 
 #[tokio::test]

@@ -172,6 +172,13 @@ impl Bench {
         self.send(Method::POST, "/servers/ehr/mcp", &[], body).await
     }
 
+    /// Opens a session, for which the upstream must give out an id; ours.
+    async fn open_session(&self, headers: &[(&str, &str)]) -> String {
+        let reply = self.send(Method::POST, "/servers/ehr/mcp", headers, INITIALIZE).await;
+        assert_eq!(reply.status, 200, "{reply:?}");
+        reply.headers["mcp-session-id"].to_str().unwrap().to_owned()
+    }
+
     async fn send(
         &self,
         method: Method,
@@ -336,6 +343,19 @@ impl Reply {
     fn error(&self) -> (u16, i64) {
         (self.status, self.json()["error"]["code"].as_i64().unwrap_or_else(|| panic!("{self:?}")))
     }
+}
+
+/// What opens a session.
+const INITIALIZE: &str = r#"{"jsonrpc":"2.0","id":0,"method":"initialize","params":{"protocolVersion":"2025-11-25","clientInfo":{"name":"cli","version":"3"}}}"#;
+/// Its answer.
+const INITIALIZED: &str =
+    r#"{"jsonrpc":"2.0","id":0,"result":{"protocolVersion":"2025-11-25","capabilities":{}}}"#;
+
+/// The answer to [`INITIALIZE`] with a session of the upstream's.
+fn in_session(id: &str) -> Response<Payload> {
+    let mut response = json(INITIALIZED);
+    response.headers_mut().insert("mcp-session-id", id.parse().unwrap());
+    response
 }
 
 /// A call of the tool `x`.

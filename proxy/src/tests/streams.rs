@@ -168,36 +168,46 @@ async fn a_notification_is_recorded_and_passed_on_without_a_call() {
 #[tokio::test]
 async fn an_answer_fetched_with_a_get_ends_the_call_whose_stream_was_closed() {
     let upstream = Upstream::start(|seen: Seen| async move {
-        let mut response = match seen.method {
+        match seen.method {
             Method::GET => answer(200, "text/event-stream", event(ANSWER)),
             _ if seen.body == CALL => answer(200, "text/event-stream", "id: 1\ndata:\n\n"),
-            _ => json(ANSWER),
-        };
-        response.headers_mut().insert("mcp-session-id", "s".parse().unwrap());
-        response
+            _ => in_session("s"),
+        }
     })
     .await;
     let bench = Bench::start(upstream.addr, |_| {}).await;
-    let session = [("mcp-session-id", "s")];
+    let id = bench.open_session(&[]).await;
+    let session = [("mcp-session-id", id.as_str())];
     let cut = bench.send(Method::POST, "/servers/ehr/mcp", &session, CALL).await;
     assert_eq!(cut.body, "id: 1\ndata:\n\n");
-    assert!(of_kind(&bench.events(), &Kind::CallEnded).is_empty());
+    assert_eq!(of_kind(&bench.events(), &Kind::CallEnded).len(), 1, "of initialize");
     let rest = bench.send(Method::GET, "/servers/ehr/mcp", &session, "").await;
     assert_eq!(rest.body, event(ANSWER));
-    let events = bench.events();
-    assert_eq!(status(&events), "ok");
-    assert_eq!(ending(&events).call, events[0].call);
-    assert_eq!(bench.body(ending(&events).bodies.response.as_ref()), ANSWER);
+    let events = &bench.events()[2..];
+    assert_eq!(status(events), "ok");
+    assert_eq!(ending(events).call, events[0].call);
+    assert_eq!(bench.body(ending(events).bodies.response.as_ref()), ANSWER);
+}
+
+/// An upstream that closes the stream of every call before it answers.
+async fn closes_streams() -> Upstream {
+    Upstream::start(|seen: Seen| async move {
+        match seen.body == INITIALIZE {
+            true => in_session("s"),
+            false => answer(200, "text/event-stream", "id: 1\ndata:\n\n"),
+        }
+    })
+    .await
 }
 
 #[tokio::test]
 async fn an_answer_that_is_never_fetched_is_unknown() {
-    let upstream =
-        Upstream::start(|_| async { answer(200, "text/event-stream", "id: 1\ndata:\n\n") }).await;
+    let upstream = closes_streams().await;
     let short = |config: &mut Config| config.limits.response = Duration::from_millis(500);
     let bench = Bench::start(upstream.addr, short).await;
-    bench.send(Method::POST, "/servers/ehr/mcp", &[("mcp-session-id", "s")], CALL).await;
-    assert_eq!(status(&bench.after_endings(1).await), "unknown");
+    let id = bench.open_session(&[]).await;
+    bench.send(Method::POST, "/servers/ehr/mcp", &[("mcp-session-id", &id)], CALL).await;
+    assert_eq!(status(&bench.after_endings(2).await[2..]), "unknown");
     let bench = Bench::start(upstream.addr, |_| {}).await;
     bench.post(CALL).await;
     assert_eq!(status(&bench.after_endings(1).await), "unknown", "without a session at once");
@@ -218,16 +228,16 @@ async fn a_modern_client_that_leaves_has_cancelled_its_call() {
 
 #[tokio::test]
 async fn calls_whose_answers_are_never_fetched_keep_no_more_than_a_few_slots() {
-    let upstream =
-        Upstream::start(|_| async { answer(200, "text/event-stream", "id: 1\ndata:\n\n") }).await;
+    let upstream = closes_streams().await;
     let bench = Bench::start(upstream.addr, |_| {}).await;
+    let ours = bench.open_session(&[]).await;
     for id in 0..20 {
         let call = CALL.replace("\"id\":1", &format!("\"id\":{id}"));
-        let session = [("mcp-session-id", "s")];
+        let session = [("mcp-session-id", ours.as_str())];
         bench.send(Method::POST, "/servers/ehr/mcp", &session, call).await;
     }
-    let ended = of_kind(&bench.after_endings(4).await, &Kind::CallEnded).len();
-    assert_eq!((ended, bench.writer.status().slots), (4, 16));
+    let ended = of_kind(&bench.after_endings(5).await, &Kind::CallEnded).len();
+    assert_eq!((ended, bench.writer.status().slots), (1 + 4, 16));
 }
 
 #[tokio::test]

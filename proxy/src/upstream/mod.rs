@@ -43,6 +43,10 @@ pub(crate) enum NoAnswer {
     Broken,
     /// It took too long.
     TimedOut,
+    /// The server has forgotten the session and opened no other: nothing was processed.
+    SessionLost,
+    /// The client has cancelled the request.
+    Cancelled,
 }
 
 /// A request as it goes to a server.

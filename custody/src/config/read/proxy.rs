@@ -23,6 +23,10 @@ pub(super) fn proxy(d: &mut Document<'_>, has_keys: bool, on_kafka: bool) -> Pro
         allowed_hosts: values(s.texts(d, "allowed_hosts")),
         allowed_origins: values(s.texts(d, "allowed_origins")),
         max_calls: s.integer(d, "max_calls", 1..=65_536).unwrap_or(1_024),
+        max_sessions: s.integer(d, "max_sessions", 1..=1_000_000).unwrap_or(10_000),
+        session_idle_seconds: s
+            .integer(d, "session_idle_seconds", 60..=31_536_000)
+            .unwrap_or(24 * 3_600),
     };
     d.finish_section(s);
     proxy
