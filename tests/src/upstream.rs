@@ -14,7 +14,11 @@ use hyper_util::rt::TokioIo;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 
-/// How a server answers every request.
+/// What a server has to say on its own stream: a request with the id 1.
+const ASKS: &[u8] = b"data: {\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"roots/list\"}\n\n";
+
+/// How a server answers every message. On its own stream, which it gives to a GET, it asks the
+/// client for one thing.
 #[derive(Clone, Debug)]
 pub enum Behaviour {
     /// These bytes, as `application/json`.
@@ -99,6 +103,12 @@ async fn answer(
     behaviour: Behaviour,
     received: Arc<Mutex<Vec<Bytes>>>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
+    if request.method() == hyper::Method::GET {
+        let mut stream = Response::new(Full::new(Bytes::from_static(ASKS)));
+        let events = hyper::header::HeaderValue::from_static("text/event-stream");
+        stream.headers_mut().insert(hyper::header::CONTENT_TYPE, events);
+        return Ok(stream);
+    }
     let body = request.into_body().collect().await.map(|b| b.to_bytes()).unwrap_or_default();
     if let Ok(mut list) = received.lock() {
         list.push(body.clone());

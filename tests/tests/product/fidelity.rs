@@ -1,9 +1,10 @@
 //! Every message arrives as it was sent, byte for byte, or is refused and recorded; never changed.
 
 use bytes::Bytes;
-use custody_tests::http::post_mcp;
+use custody_tests::http::{post_mcp, send};
 use custody_tests::product::{Custody, Setup};
 use custody_tests::upstream::{Behaviour, Upstream};
+use http::Method;
 use serde_json::Value;
 
 struct Message {
@@ -38,6 +39,11 @@ async fn messages_of_clients_arrive_unchanged_or_are_refused_and_recorded() {
     let mut arrived_whole = 0;
     for route in ["phi", "plain"] {
         for message in messages("client") {
+            // an answer passes to whoever has asked
+            if message.name.contains("resp") {
+                let asked = send(Method::GET, &custody.server(route), &[], "").await.unwrap();
+                assert!(asked.text().contains("roots/list"), "{}", asked.text());
+            }
             let before = upstream.received().len();
             let answer = post_mcp(&custody.server(route), message.bytes.clone()).await.unwrap();
             let arrived = upstream.received().split_off(before);
