@@ -63,7 +63,7 @@ fn history(seed: u64) -> Figures {
         (Truth::default(), Lake::default(), Figures::default());
     for _ in 0..1 + dice.below(5) {
         figures.lives += 1;
-        disk.threaten(odds(&mut dice), Some(1 + dice.below(400)).filter(|_| dice.chance(700)));
+        disk.threaten(odds(&mut dice), Some(1 + dice.below(1500)).filter(|_| dice.chance(700)));
         match Process::start(&setting) {
             Ok(process) => process.live(STEPS, &mut dice, &disk, &mut truth, &mut lake),
             Err(error) => {
@@ -90,8 +90,8 @@ fn odds(dice: &mut Dice) -> Odds {
     match dice.below(4) {
         0 => Odds::default(),
         1 => Odds { syncs: 60, ..Odds::default() },
-        2 => Odds { reads: 8, writes: 30, syncs: 30, names: 30 },
-        _ => Odds { reads: 20, writes: 200, syncs: 200, names: 200 },
+        2 => Odds { reads: 2, writes: 30, syncs: 30, names: 30 },
+        _ => Odds { reads: 5, writes: 150, syncs: 150, names: 150 },
     }
 }
 
