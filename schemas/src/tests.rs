@@ -118,7 +118,12 @@ fn what_travels_beside_records_never_changes() {
         until: None,
         retired: false,
     };
-    let ring = Keyring { deployment: "audit.example".into(), edition: 1, writers: vec![writer] };
+    let ring = Keyring {
+        deployment: "audit.example".into(),
+        edition: 1,
+        writers: vec![writer],
+        ..Keyring::default()
+    };
     golden("keyring.v1.hex", ring.sign(&root).unwrap().as_bytes());
 }
 

@@ -6,6 +6,9 @@
 use super::key::{KeyError, Signer, open};
 use crate::id::{Micros, is_writer_name};
 
+/// The name under which the keyring lists keys of the deployment log; no writer may have it.
+pub const LOG: &str = "log";
+
 /// One writer's key and when it was in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WriterKey {
@@ -30,6 +33,8 @@ pub struct Keyring {
     pub edition: u64,
     /// The writers.
     pub writers: Vec<WriterKey>,
+    /// The keys that sign the head of the deployment log.
+    pub log: Vec<WriterKey>,
 }
 
 impl Keyring {
@@ -39,7 +44,7 @@ impl Keyring {
     /// When a name cannot stand in a note.
     pub fn sign(&self, root: &Signer) -> Result<String, KeyError> {
         let mut text = format!("{}/keyring\n{}\n", self.deployment, self.edition);
-        for w in &self.writers {
+        for w in self.log.iter().chain(&self.writers) {
             let until = w.until.map_or_else(|| "-".to_owned(), |until| until.to_string());
             let state = if w.retired { "retired" } else { "active" };
             text.push_str(&format!("{} {} {} {until} {state}\n", w.name, w.vkey, w.from));
@@ -57,13 +62,27 @@ impl Keyring {
         let mut lines = text.lines();
         let origin = lines.next().and_then(|line| line.strip_suffix("/keyring"));
         let edition = lines.next().and_then(|line| line.parse().ok());
+        let keys: Vec<_> =
+            lines.map(|line| writer(line).ok_or_else(|| wrong(line))).collect::<Result<_, _>>()?;
+        let (log, writers) = keys.into_iter().partition(|key: &WriterKey| key.name == LOG);
         Ok(Self {
             deployment: origin.ok_or_else(|| wrong("no origin"))?.to_owned(),
             edition: edition.ok_or_else(|| wrong("no edition"))?,
-            writers: lines
-                .map(|line| writer(line).ok_or_else(|| wrong(line)))
-                .collect::<Result<_, _>>()?,
+            writers,
+            log,
         })
+    }
+
+    /// The public keys that may sign streams of this writer.
+    #[must_use]
+    pub fn of_writer(&self, name: &str) -> Vec<&str> {
+        self.writers.iter().filter(|key| key.name == name).map(|key| key.vkey.as_str()).collect()
+    }
+
+    /// The public keys that may sign the head of the deployment log.
+    #[must_use]
+    pub fn of_log(&self) -> Vec<&str> {
+        self.log.iter().map(|key| key.vkey.as_str()).collect()
     }
 }
 
@@ -103,7 +122,9 @@ mod tests {
             deployment: "audit.example".into(),
             edition: 2,
             writers: vec![key(true, Some(Micros::new(9))), key(false, None)],
+            log: vec![WriterKey { name: LOG.into(), ..key(false, None) }],
         };
+        assert_eq!(ring.of_writer("edge-1").len(), 2);
         let note = ring.sign(&root).unwrap();
         assert_eq!(Keyring::verify(&note, root.vkey()).unwrap(), ring);
         assert!(Keyring::verify(&note, writer.vkey()).is_err());

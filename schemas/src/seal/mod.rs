@@ -1,15 +1,18 @@
 //! What makes a stream tamper-evident: leaves, the tree over them, signed checkpoints, the keys.
 //!
-//! Formats are RFC 6962 (tree hashes), C2SP signed-note and tlog-checkpoint.
+//! Formats are RFC 6962 (tree hashes), C2SP signed-note, tlog-checkpoint and tlog-tiles.
 
 pub mod checkpoint;
 pub mod key;
 pub mod keyring;
 mod leaf;
+pub mod log;
+pub mod proof;
+pub mod tile;
 mod tree;
 
 pub use leaf::{
     FLAG_DENIED, FLAG_OUTCOME_UNKNOWN, FLAG_PHI, FLAG_SUBJECTS_PARTIAL, FLAG_UNRECOGNISED, Leaf,
     flags,
 };
-pub use tree::Tree;
+pub use tree::{Tree, join, leaf_hash};

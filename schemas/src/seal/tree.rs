@@ -27,8 +27,12 @@ impl Tree {
 
     /// Adds a leaf on the right.
     pub fn push(&mut self, leaf: &Leaf) {
-        let mut node =
-            Sha256::new().chain_update([0]).chain_update(leaf.as_bytes()).finalize().into();
+        self.push_node(leaf_hash(leaf.as_bytes()));
+    }
+
+    /// Adds the hash of a leaf on the right.
+    pub fn push_node(&mut self, leaf: [u8; 32]) {
+        let mut node = leaf;
         // One bit of the size that goes from 1 to 0 is one pair of equal subtrees that join.
         for _ in 0..self.size.trailing_ones() {
             if let Some(left) = self.frontier.pop() {
@@ -37,6 +41,11 @@ impl Tree {
         }
         self.frontier.push(node);
         self.size += 1;
+    }
+
+    /// The tree of this size whose perfect subtrees, largest first, have these roots.
+    pub(super) const fn from_peaks(size: u64, frontier: Vec<[u8; 32]>) -> Self {
+        Self { size, frontier }
     }
 
     /// The root (RFC 6962 § 2.1): SHA-256 of nothing for the empty tree.
@@ -72,8 +81,15 @@ impl Tree {
     }
 }
 
+/// The hash of a leaf (RFC 6962 § 2.1).
+#[must_use]
+pub fn leaf_hash(data: &[u8]) -> [u8; 32] {
+    Sha256::new().chain_update([0]).chain_update(data).finalize().into()
+}
+
 /// The hash of an inner node (RFC 6962 § 2.1).
-fn join(left: [u8; 32], right: [u8; 32]) -> [u8; 32] {
+#[must_use]
+pub fn join(left: [u8; 32], right: [u8; 32]) -> [u8; 32] {
     Sha256::new().chain_update([1]).chain_update(left).chain_update(right).finalize().into()
 }
 
