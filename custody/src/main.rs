@@ -27,6 +27,8 @@ mod serve;
 mod telemetry;
 mod token;
 mod topics;
+#[cfg(any(feature = "ingest", feature = "query"))]
+mod verify;
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -116,6 +118,14 @@ enum Command {
         after_help = "Examples:\n  custody report phi-access --from 2026-01-01 --to 2026-03-31\n  custody report phi-access --from 2026-01-01 --to 2026-03-31 --patient synthetic-001 --format csv"
     )]
     Report(ask::Report),
+    /// Checks that a lake is what its writers have signed; needs no running part and no network.
+    ///
+    /// Exit codes: 0 valid · 1 invalid · 3 incomplete · 64 wrong usage.
+    #[cfg(any(feature = "ingest", feature = "query"))]
+    #[command(
+        after_help = "Examples:\n  custody verify --lake ./custody-data/lake\n  custody verify --lake s3://records/custody -c custody.toml --root audit.example/root+1a2b3c4d+AT…\n  custody verify --lake ./lake --head head-of-march --save-head head-of-april"
+    )]
+    Verify(verify::Verify),
     /// Makes bearer tokens and agents' keys.
     #[command(subcommand)]
     Token(TokenCommand),
@@ -255,6 +265,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Sql(question) => serve::block_on(ask::sql(question)),
         #[cfg(feature = "query")]
         Command::Report(question) => serve::block_on(ask::report(question)),
+        #[cfg(any(feature = "ingest", feature = "query"))]
+        Command::Verify(options) => serve::block_on(verify::run(options)),
         Command::Token(TokenCommand::Create { name, json }) => create_token(&name, json),
         Command::Config(ConfigCommand::Check(file)) => check(&file),
     }

@@ -6,14 +6,14 @@
 //! from the files that hold them, a few of which stay in memory, because a resend names many
 //! records of one file.
 
-use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::Arc;
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::sync::{Arc, PoisonError};
 
 use custody_lake::identities::Identities;
 use custody_lake::{DataFile, Table};
 use custody_schemas::id::{Hash, StreamId};
 use tokio::runtime::Handle;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Notify};
 
 use crate::IngestError;
 use crate::streams::Streams;
@@ -36,6 +36,10 @@ pub(crate) enum Novelty {
 pub(crate) struct Stored {
     table: Arc<Table>,
     seen: Mutex<Seen>,
+    /// The partitions of events that this worker has carried.
+    carried: std::sync::Mutex<BTreeSet<String>>,
+    /// Told of every commit.
+    pub(crate) landed: Notify,
 }
 
 #[derive(Default)]
@@ -46,7 +50,21 @@ struct Seen {
 
 impl Stored {
     pub(crate) fn new(table: Arc<Table>) -> Self {
-        Self { table, seen: Mutex::default() }
+        let (seen, carried) = (Mutex::default(), std::sync::Mutex::default());
+        Self { table, seen, carried, landed: Notify::new() }
+    }
+
+    /// This worker carries the partition of events with this app id.
+    pub(crate) fn carries(&self, app_id: &str) {
+        let mut carried = self.carried.lock().unwrap_or_else(PoisonError::into_inner);
+        if !carried.contains(app_id) {
+            carried.insert(app_id.to_owned());
+            self.landed.notify_one();
+        }
+    }
+
+    pub(crate) fn carried(&self) -> BTreeSet<String> {
+        self.carried.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The ranges of every stream at the newest version: from the files' tags, or by reading

@@ -9,6 +9,8 @@
 //! 3. A second thread encodes rows into Parquet files as they come (`storing`). At 32 MB, after
 //!    60 seconds, or at a stop, the files are stored and committed together with the new position.
 //! 4. The journal is told what it no longer needs to keep.
+//! 5. What was stored is read back, compared with what its writers have signed, and sealed
+//!    (`verify`).
 //!
 //! A batch is never taken apart or built again: whatever the store answers, the same files are
 //! offered until the table says that they are in it, or that somebody else owns the partition.
@@ -30,8 +32,10 @@ pub mod streams;
 mod testing;
 #[cfg(test)]
 mod tests;
+pub mod verify;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -43,13 +47,19 @@ use tokio_util::sync::CancellationToken;
 pub use assigned::Assigned;
 pub use error::{IngestError, Remedy};
 pub use status::{Counts, Durations, PartitionStatus};
+pub use verify::{SealStatus, Sealing};
 
 use assigned::Crew;
 use known::Stored;
 use pipeline::Pipeline;
+use verify::Sealer;
 
 /// How long the log's care waits between two passes.
 const CARE_EVERY: Duration = Duration::from_secs(30);
+/// How long sealing waits for a commit before it looks by itself.
+const SEAL_EVERY: Duration = Duration::from_secs(30);
+/// How long one pass of sealing may take.
+const PASS_TIMEOUT: Duration = Duration::from_secs(120);
 /// The cluster that file journals belong to.
 const FILE_CLUSTER: &str = "file";
 
@@ -94,6 +104,8 @@ pub struct Ingest {
     lake: Lake,
     settings: Settings,
     stored: Arc<Stored>,
+    sealing: Option<Sealing>,
+    seals: Arc<verify::Shared>,
     /// Of every partition that this worker has ever carried, so that its counts go on.
     pipelines: Mutex<BTreeMap<Partition, Arc<Pipeline>>>,
 }
@@ -109,7 +121,20 @@ impl Ingest {
     #[must_use]
     pub fn new(journal: Arc<dyn Journal>, lake: Lake, settings: Settings) -> Self {
         let stored = Arc::new(Stored::new(Arc::clone(lake.events())));
-        Self { journal, lake, settings, stored, pipelines: Mutex::default() }
+        let (sealing, seals) = (None, Arc::default());
+        Self { journal, lake, settings, stored, sealing, seals, pipelines: Mutex::default() }
+    }
+
+    /// The same, sealing what it stores.
+    #[must_use]
+    pub fn sealing(self, sealing: Sealing) -> Self {
+        Self { sealing: Some(sealing), ..self }
+    }
+
+    /// How sealing stands, where this worker seals.
+    #[must_use]
+    pub fn seals(&self) -> Option<SealStatus> {
+        self.sealing.as_ref().map(|_| self.seals.get())
     }
 
     /// How every partition stands that this worker carries or has carried.
@@ -132,6 +157,7 @@ impl Ingest {
         let end = CancellationToken::new();
         let _ends = end.clone().drop_guard();
         let care = tokio::spawn(care(self.lake.clone(), end.clone()));
+        let seal = tokio::spawn(self.seal(end.clone()));
         let result = match assigned {
             Assigned::All => {
                 let all = self.journal.partitions().map_err(IngestError::Partitions)?;
@@ -145,7 +171,43 @@ impl Ingest {
         if let Err(error) = care.await {
             tracing::warn!(%error, "the care of the tables' logs ended early");
         }
+        if let Err(error) = seal.await {
+            tracing::warn!(%error, "sealing ended early");
+        }
         result
+    }
+
+    /// Seals after every commit until `stop`, and once more then, because the last commits came
+    /// before it.
+    fn seal(&self, stop: CancellationToken) -> impl Future<Output = ()> + use<> {
+        let sealer = self
+            .sealing
+            .clone()
+            .map(|sealing| Sealer::new(self.lake.clone(), sealing, Arc::clone(&self.seals)));
+        let (stored, seals) = (Arc::clone(&self.stored), Arc::clone(&self.seals));
+        async move {
+            let Some(mut sealer) = sealer else { return };
+            let mut last = false;
+            while !last {
+                let carried = stored.carried();
+                let passed = tokio::time::timeout(PASS_TIMEOUT, sealer.pass(&carried));
+                let problem = match passed.await {
+                    Ok(Ok(())) => None,
+                    Ok(Err(error)) => Some(error.to_string()),
+                    Err(_) => Some("the lake does not answer".to_owned()),
+                };
+                if let Some(problem) = &problem {
+                    tracing::warn!(problem, "not sealed yet; the next pass tries again");
+                }
+                seals.change(|status| status.problem = problem);
+                last = stop.is_cancelled();
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = stored.landed.notified() => {}
+                    () = tokio::time::sleep(SEAL_EVERY) => {}
+                }
+            }
+        }
     }
 
     async fn follow(

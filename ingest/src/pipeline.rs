@@ -136,7 +136,10 @@ impl Pipeline {
         let opened = tokio::task::spawn_blocking(move || pipeline.open(start, last)).await;
         let reader = opened.map_err(|e| IngestError::Thread(e.to_string()))??;
         let known = match self.partition.topic {
-            Topic::Events => Some(Known::load(&self.stored).await?),
+            Topic::Events => {
+                self.stored.carries(&self.app_id);
+                Some(Known::load(&self.stored).await?)
+            }
             Topic::Bodies | Topic::Control => None,
         };
         self.status.assigned_at(start.unwrap_or(0));

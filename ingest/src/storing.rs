@@ -138,6 +138,7 @@ impl<'a> Storing<'a> {
         let counts = std::mem::take(&mut self.batch.counts);
         tracing::debug!(partition = pipeline.app_id, end, bytes, rows = counts.rows, "committed");
         pipeline.status.committed(end, counts, took);
+        pipeline.stored.landed.notify_one();
         self.batch.streams = Streams::default();
         self.batch.since = None;
         if let Err(error) = pipeline.journal.release(&pipeline.partition, end) {

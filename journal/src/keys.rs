@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use custody_schemas::id::{Uint, is_writer_name};
 use custody_schemas::json::Json;
 use custody_schemas::seal::key::{KeyError, Signer};
-use custody_schemas::seal::keyring::{Keyring, WriterKey};
+use custody_schemas::seal::keyring::{Keyring, LOG, WriterKey};
 
 use crate::control::{Change, Control, ControlError};
 use crate::file::now;
@@ -77,6 +77,17 @@ pub enum KeysError {
     Control(#[from] ControlError),
 }
 
+/// A keyring with its proof.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SignedRing {
+    /// What it says.
+    pub ring: Keyring,
+    /// The note that says and signs it.
+    pub note: String,
+    /// The root's public key.
+    pub root_vkey: String,
+}
+
 /// The folder `{data}/keys` of one deployment.
 #[derive(Clone, Debug)]
 pub struct Keys {
@@ -89,6 +100,31 @@ impl Keys {
     #[must_use]
     pub fn new(dir: impl Into<PathBuf>, deployment: &str) -> Self {
         Self { dir: dir.into(), deployment: deployment.to_owned() }
+    }
+
+    /// The key that signs the head of the deployment's log, named like the deployment, if it lies
+    /// here.
+    ///
+    /// # Errors
+    /// [`KeysError`].
+    pub fn log(&self) -> Result<Option<Signer>, KeysError> {
+        if self.path(LOG).exists() { self.key(LOG).map(Some) } else { Ok(None) }
+    }
+
+    /// The same key, made if it is not there, after it was put on the keyring. Needs the root key.
+    ///
+    /// # Errors
+    /// As [`enrol`](Self::enrol).
+    pub fn enrol_log(&self, control: &Control) -> Result<Signer, KeysError> {
+        let signer = self.key(LOG)?;
+        self.enter_vkey(control, LOG, signer.vkey())?;
+        Ok(signer)
+    }
+
+    /// Whether the root key lies here.
+    #[must_use]
+    pub fn has_root(&self) -> bool {
+        self.path(ROOT).exists()
     }
 
     /// The root key, `{deployment}/root`, made if it is not there.
@@ -104,10 +140,7 @@ impl Keys {
     /// # Errors
     /// [`KeysError`].
     pub fn writer(&self, writer: &str) -> Result<Signer, KeysError> {
-        if writer == ROOT || !is_writer_name(writer) {
-            let source = KeyError::Name(writer.to_owned());
-            return Err(KeysError::Key { path: self.path(writer), source });
-        }
+        self.check_name(writer)?;
         self.key(writer)
     }
 
@@ -131,10 +164,19 @@ impl Keys {
         name: &str,
         vkey: &str,
     ) -> Result<Keyring, KeysError> {
-        if name == ROOT || !is_writer_name(name) {
+        self.check_name(name)?;
+        self.enter_vkey(control, name, vkey)
+    }
+
+    fn check_name(&self, name: &str) -> Result<(), KeysError> {
+        if [ROOT, LOG].contains(&name) || !is_writer_name(name) {
             let source = KeyError::Name(name.to_owned());
             return Err(KeysError::Key { path: self.path(name), source });
         }
+        Ok(())
+    }
+
+    fn enter_vkey(&self, control: &Control, name: &str, vkey: &str) -> Result<Keyring, KeysError> {
         let root = self.root()?;
         let mut done = Ok(Keyring::default());
         control.update(KEYRING, |note| {
@@ -208,6 +250,14 @@ impl Keys {
     /// # Errors
     /// [`KeysError::Keyring`] when the signature is not the root's.
     pub fn ring(&self, control: &Control) -> Result<Option<Keyring>, KeysError> {
+        Ok(self.signed_ring(control)?.map(|signed| signed.ring))
+    }
+
+    /// The same with the note that says and signs it.
+    ///
+    /// # Errors
+    /// As [`ring`](Self::ring).
+    pub fn signed_ring(&self, control: &Control) -> Result<Option<SignedRing>, KeysError> {
         let state = control.state();
         let Some(Json::Text(note)) = state.get(KEYRING) else { return Ok(None) };
         let vkey = match (self.pinned()?, state.get(ROOT_VKEY)) {
@@ -217,7 +267,7 @@ impl Keys {
         };
         let ring = Keyring::verify(note, &vkey).map_err(KeysError::Keyring)?;
         self.pin(&vkey)?;
-        Ok(Some(ring))
+        Ok(Some(SignedRing { ring, note: note.clone(), root_vkey: vkey }))
     }
 
     /// The root's public key as it is known here.
@@ -269,7 +319,10 @@ impl Keys {
                 Signer::parse(&text).map_err(|source| KeysError::Key { path: path.clone(), source })
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let key_name = format!("{}/{name}", self.deployment);
+                let key_name = match name {
+                    LOG => self.deployment.clone(),
+                    _ => format!("{}/{name}", self.deployment),
+                };
                 let (signer, text) = Signer::from_seed(&key_name, &rand::random())
                     .map_err(|source| KeysError::Key { path: path.clone(), source })?;
                 match store(&self.dir, &path, &text) {
@@ -293,13 +346,14 @@ fn is_in_force(key: &WriterKey, name: &str) -> bool {
 
 /// Lists the writer's key; whether anything changed.
 fn enter(ring: &mut Keyring, name: &str, vkey: &str, now: Uint) -> bool {
-    if ring.writers.iter().any(|key| is_in_force(key, name) && key.vkey == vkey) {
+    let keys = if name == LOG { &mut ring.log } else { &mut ring.writers };
+    if keys.iter().any(|key| is_in_force(key, name) && key.vkey == vkey) {
         return false;
     }
-    for key in ring.writers.iter_mut().filter(|key| is_in_force(key, name)) {
+    for key in keys.iter_mut().filter(|key| is_in_force(key, name)) {
         key.until = Some(now);
     }
-    ring.writers.push(WriterKey {
+    keys.push(WriterKey {
         name: name.to_owned(),
         vkey: vkey.to_owned(),
         from: now,
@@ -344,6 +398,21 @@ mod tests {
         assert!(matches!(keys.writer("edge-1"), Err(KeysError::Exposed(_))));
         assert!(matches!(keys.writer("root"), Err(KeysError::Key { .. })));
         assert!(matches!(keys.writer("../x"), Err(KeysError::Key { .. })));
+    }
+
+    #[test]
+    fn the_key_of_the_log_carries_the_deployments_name_and_is_no_writers() {
+        let dir = tempfile::tempdir().unwrap();
+        let keys = Keys::new(dir.path().join("keys"), "audit.example");
+        let control = Control::open(&dir.path().join("control")).unwrap();
+        assert!(keys.log().unwrap().is_none() && !keys.has_root());
+        let signer = keys.enrol_log(&control).unwrap();
+        assert_eq!(signer.name(), "audit.example");
+        assert_eq!(keys.log().unwrap().unwrap().vkey(), signer.vkey());
+        let signed = keys.signed_ring(&control).unwrap().unwrap();
+        assert_eq!((signed.ring.of_log(), signed.ring.writers.len()), (vec![signer.vkey()], 0));
+        assert!(Keyring::verify(&signed.note, &signed.root_vkey).is_ok());
+        assert!(matches!(keys.writer("log"), Err(KeysError::Key { .. })));
     }
 
     #[test]

@@ -25,12 +25,15 @@ mod probe;
 mod profile;
 mod remote;
 pub mod rows;
+pub mod rows_back;
 pub mod snapshot;
 mod storage;
 pub mod store;
 pub mod tables;
 pub mod tags;
+pub mod tiles;
 mod trouble;
+pub mod verify;
 
 pub use commit::{CommitError, Outcome, TxnStep, app_id, file_app_id};
 pub use snapshot::{Bound, DataFile, Snapshot};

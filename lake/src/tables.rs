@@ -27,6 +27,7 @@ use crate::place::Place;
 use crate::probe::{self, Unfit};
 use crate::snapshot::{Positions, Snapshot};
 use crate::storage::Storage;
+use crate::tiles::Seals;
 use crate::trouble;
 
 /// The format that this version reads and writes.
@@ -177,6 +178,7 @@ impl LakeOptions {
 pub struct Lake {
     events: Arc<Table>,
     bodies: Arc<Table>,
+    seals: Seals,
 }
 
 impl Lake {
@@ -201,7 +203,24 @@ impl Lake {
         let events = Arc::new(events.await.map_err(|e| trouble::explained(&place, e))?);
         let bodies = Table::open(&opening, "bodies", BODIES, bodies_schema());
         let bodies = Arc::new(bodies.await.map_err(|e| trouble::explained(&place, e))?);
-        Ok(Self { events, bodies })
+        let seals = seals(&place, &store)?;
+        Ok(Self { events, bodies, seals })
+    }
+
+    /// The seals of the lake at `url`, whose tables are not looked at.
+    ///
+    /// # Errors
+    /// When the address or the settings of its store say nothing that can be opened.
+    pub fn seals_at(url: &str, storage: &Storage) -> Result<Seals, LakeError> {
+        let mut place = Place::parse(url)?;
+        let store = place.connect(storage)?;
+        seals(&place, &store)
+    }
+
+    /// What proves the tables: trees, checkpoints, keyrings.
+    #[must_use]
+    pub const fn seals(&self) -> &Seals {
+        &self.seals
     }
 
     /// Events, checkpoints and what could not be decoded.
@@ -215,6 +234,11 @@ impl Lake {
     pub const fn bodies(&self) -> &Arc<Table> {
         &self.bodies
     }
+}
+
+fn seals(place: &Place, store: &Arc<dyn ObjectStore>) -> Result<Seals, LakeError> {
+    let folder = Path::from_url_path(place.root.path()).map_err(object_store::Error::from)?;
+    Ok(Seals::new(Arc::new(PrefixStore::new(Arc::clone(store), folder.join("seal")))))
 }
 
 /// Whether the store can keep two writers apart.

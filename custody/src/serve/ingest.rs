@@ -3,14 +3,14 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use custody_ingest::{Assigned, Ingest, Settings};
+use custody_ingest::{Assigned, Ingest, Sealing, Settings};
 use custody_journal::Journal;
 use custody_journal::kafka::Group;
 use custody_lake::Lake;
 
 use super::health::{self, Ready};
 use super::process::{Part, Process, listen};
-use super::{kafka, lake};
+use super::{kafka, lake, sealing};
 use crate::config::{Config, Kafka};
 
 /// `custody ingest`: one worker of the group.
@@ -18,7 +18,8 @@ pub async fn start(config: Config, kafka: Kafka) -> anyhow::Result<Process> {
     let mut process = Process::default();
     kafka::look_at(&kafka);
     let lake = lake::open(&config).await?;
-    let worker = Worker::join(&config, &kafka, lake)?;
+    let sealing = sealing::apart(&config).await?;
+    let worker = Worker::join(&config, &kafka, lake, sealing)?;
     let listener = listen(config.ingest.listen, "ingest.listen").await?;
     process.listens("ingest", listener.local_addr()?);
     let (page, ready) = (Arc::clone(&process.page), worker.ready());
@@ -37,15 +38,25 @@ pub struct Worker {
 
 impl Worker {
     /// The only worker of a journal on local disk: all of it is its own.
-    pub fn alone(config: &Config, journal: Arc<dyn Journal>, lake: Lake) -> anyhow::Result<Self> {
-        let ingest = Arc::new(Ingest::new(journal, lake, settings(config)?));
+    pub fn alone(
+        config: &Config,
+        journal: Arc<dyn Journal>,
+        lake: Lake,
+        sealing: Option<Sealing>,
+    ) -> anyhow::Result<Self> {
+        let ingest = Arc::new(worker(Ingest::new(journal, lake, settings(config)?), sealing));
         Ok(Self { ingest, group: None })
     }
 
     /// One of several that share the partitions of Kafka.
-    pub fn join(config: &Config, kafka: &Kafka, lake: Lake) -> anyhow::Result<Self> {
+    pub fn join(
+        config: &Config,
+        kafka: &Kafka,
+        lake: Lake,
+        sealing: Option<Sealing>,
+    ) -> anyhow::Result<Self> {
         let (group, journal) = kafka::member(kafka)?;
-        let ingest = Arc::new(Ingest::new(journal, lake, settings(config)?));
+        let ingest = Arc::new(worker(Ingest::new(journal, lake, settings(config)?), sealing));
         Ok(Self { ingest, group: Some(Arc::new(group)) })
     }
 
@@ -80,6 +91,13 @@ impl Worker {
             tokio::task::spawn_blocking(move || drop(self.group)).await?;
             Ok(carried?)
         })
+    }
+}
+
+fn worker(ingest: Ingest, sealing: Option<Sealing>) -> Ingest {
+    match sealing {
+        Some(sealing) => ingest.sealing(sealing),
+        None => ingest,
     }
 }
 

@@ -12,6 +12,8 @@ pub mod process;
 pub mod proxy;
 #[cfg(feature = "query")]
 pub mod query;
+#[cfg(feature = "ingest")]
+pub mod sealing;
 pub mod shipping;
 #[cfg(all(feature = "proxy", feature = "ingest", feature = "query"))]
 pub mod up;

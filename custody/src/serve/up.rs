@@ -8,7 +8,7 @@
 use super::ingest::Worker;
 use super::journal::{EDGE, Recording};
 use super::process::Process;
-use super::{lake, proxy, query};
+use super::{lake, proxy, query, sealing};
 use crate::config::Config;
 
 /// Starts every part.
@@ -17,9 +17,10 @@ pub async fn start(config: Config) -> anyhow::Result<Process> {
     let recording = Recording::open(&config, EDGE).await?;
     let journal = recording.journal(&config)?;
     let lake = lake::open(&config).await?;
+    let sealing = sealing::together(&config, &recording).await?;
     let worker = match &config.journal.kafka {
-        Some(kafka) => Worker::join(&config, kafka, lake.clone())?,
-        None => Worker::alone(&config, journal.clone(), lake.clone())?,
+        Some(kafka) => Worker::join(&config, kafka, lake.clone(), sealing)?,
+        None => Worker::alone(&config, journal.clone(), lake.clone(), sealing)?,
     };
     worker.show(&process);
     let carrying = worker.carry();

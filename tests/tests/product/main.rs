@@ -12,4 +12,5 @@ mod kill;
 mod line;
 mod structure;
 mod syscalls;
+mod verify;
 mod watch;
