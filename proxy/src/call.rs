@@ -34,7 +34,7 @@ use crate::session::{Foreign, Opened, Session};
 use crate::spans;
 use crate::splice::Message;
 use crate::stream;
-use crate::traffic::{Flight, Lane};
+use crate::traffic::Lane;
 use crate::upstream::{Body, NoAnswer, Outgoing, headers_down};
 use crate::visit::{Beside, Judged, Stop, Visit};
 
@@ -241,7 +241,8 @@ impl Exchange<'_> {
         }
         let span = spans::ask(call.span(), &self.served.server.name);
         let asking = self.ask(cleared, Method::POST, bytes.clone()).instrument(span);
-        let answer = match call.flight().map(Flight::given_up) {
+        let grace = self.limits().cancelled;
+        let answer = match call.flight().map(|flight| flight.given_up(grace)) {
             None => asking.await,
             Some(given_up) => tokio::select! {
                 answer = asking => answer,

@@ -51,6 +51,10 @@ pub struct Limits {
     pub stream_idle: Duration,
     /// After how much silence a comment keeps a client's event stream open.
     pub keep_alive: Duration,
+    /// How long a client may take nothing of what there is for it.
+    pub stall: Duration,
+    /// How long a server may still answer a call that its client has cancelled.
+    pub cancelled: Duration,
     /// How long calls in flight may go on after a stop was asked for.
     pub drain: Duration,
     /// Open connections from clients.
@@ -115,6 +119,8 @@ impl Default for Limits {
             answer: Duration::from_secs(60),
             stream_idle: Duration::from_secs(3600),
             keep_alive: Duration::from_secs(15),
+            stall: Duration::from_secs(60),
+            cancelled: Duration::from_secs(5),
             drain: Duration::from_secs(10),
             connections: 10_000,
             sessions: 10_000,

@@ -6,13 +6,16 @@
 //! 2. `call` is the straight line from here on, `visit` what stops it early. [`identity`] checks the credential, the body is
 //!    read up to its limit, `envelope` reads id, method and names from its bytes (with `scan`,
 //!    the one JSON reader that decides anything), `era` holds headers against body, `session`
-//!    makes sure that a session is the caller's own.
+//!    makes sure that a session is the caller's own, `traffic` that what it cancels or answers is
+//!    open in it, `links` which call a call continues.
 //! 3. [`inspect`] looks whose data is sent; `policy` makes a permit; `record` turns the permit
 //!    into the right to send, once the opening of the call is durable.
 //! 4. `upstream` spends that right: the same bytes, only the headers that `headers`
-//!    names and that are on the record.
+//!    names and that are on the record. `leg` opens a server's session anew when the server has
+//!    forgotten it.
 //! 5. `answer` (or `stream`, which frames events with `sse`) reads what comes back, and lets
-//!    the client have the same bytes once the ending is durable.
+//!    the client have the same bytes once the ending is durable; `stall` lets go of a client that
+//!    does not take them.
 //! 6. Whatever goes wrong is one of [`errors`]. Whoever leaves, the call is ended by its `Drop`.
 //!
 //! No message is ever re-encoded: what an agent and a server exchange arrives byte for byte, or is
@@ -44,6 +47,7 @@ mod spans;
 #[allow(dead_code, reason = "what hides tools and joins servers comes next")]
 mod splice;
 mod sse;
+mod stall;
 mod stream;
 #[cfg(test)]
 mod tests;

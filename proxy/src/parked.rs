@@ -20,7 +20,6 @@ use crate::call::Asked;
 use crate::envelope::plain_id;
 use crate::errors::Failure;
 use crate::record::{Call, Ending};
-use crate::traffic::Flight;
 
 /// How many calls may wait.
 const MAX_PARKED: usize = 64;
@@ -37,13 +36,14 @@ pub(crate) struct Parked {
 }
 
 impl Parked {
-    /// Lets `call` wait for an answer in `session`.
+    /// Lets `call` wait for an answer in `session`: for the first of these times, and for the second
+    /// after it was cancelled.
     pub(crate) async fn park(
         self: &Arc<Self>,
         session: Option<Hash>,
         asked: Asked,
         call: Call,
-        patience: Duration,
+        patience: (Duration, Duration),
     ) {
         let id = call.id();
         let refused = match session {
@@ -64,10 +64,11 @@ impl Parked {
         key: Key,
         asked: Asked,
         call: Call,
-        patience: Duration,
+        patience: (Duration, Duration),
     ) -> Option<Call> {
         let id = call.id();
-        let given_up = OptionFuture::from(call.flight().map(Flight::given_up));
+        let (patience, grace) = patience;
+        let given_up = OptionFuture::from(call.flight().map(|flight| flight.given_up(grace)));
         let given_up = async {
             if given_up.await.is_none() {
                 pending().await

@@ -26,6 +26,7 @@ use crate::call::{self, error};
 use crate::errors::Failure;
 use crate::identity::Seen;
 use crate::payload::Payload;
+use crate::stall::Stall;
 use crate::visit::Visit;
 
 /// The longest head of a request.
@@ -72,7 +73,7 @@ async fn connection(
         tracing::debug!(%error, "TCP_NODELAY was refused");
     }
     proxy.watched.metrics.connected();
-    let head = proxy.limits.head;
+    let (head, stall) = (proxy.limits.head, proxy.limits.stall);
     let seen = Arc::new(Seen::new(peer));
     let service = service_fn(|request| {
         let (proxy, seen) = (Arc::clone(&proxy), Arc::clone(&seen));
@@ -82,7 +83,7 @@ async fn connection(
         .timer(TokioTimer::new())
         .header_read_timeout(head)
         .max_buf_size(MAX_HEAD_BYTES)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(Stall::new(stream, stall)), service);
     let mut connection = pin!(connection);
     let served = tokio::select! {
         served = connection.as_mut() => served,

@@ -26,10 +26,12 @@ use crate::inspect::is_housekeeping;
 use crate::payload::{BrokenOff, Payload};
 use crate::record::{Call, Ending, Facts, Relayed, Way};
 use crate::sse::{Frame, Framer};
-use crate::traffic::{Flight, Lane};
+use crate::traffic::Lane;
 use crate::upstream::Body;
 use crate::{Proxy, Served};
 
+/// How many messages are recorded together.
+const MAX_AT_ONCE: usize = 32;
 /// What keeps a silent stream open.
 const KEEP_ALIVE: &[u8] = b": keep-alive\n\n";
 
@@ -136,10 +138,10 @@ impl Streaming {
 
     /// Waits for at least one whole event.
     async fn hear(&mut self) -> Heard {
-        let idle = self.proxy.limits.stream_idle;
+        let (idle, grace) = (self.proxy.limits.stream_idle, self.proxy.limits.cancelled);
         loop {
             let mut frames = Vec::new();
-            loop {
+            while frames.len() < MAX_AT_ONCE {
                 match self.framer.next() {
                     Ok(Some(frame)) => frames.push(frame),
                     Ok(None) => break,
@@ -151,7 +153,8 @@ impl Streaming {
                 return Heard::Frames(frames);
             }
             let Some(body) = &mut self.body else { return Heard::End };
-            let given_up = self.call.as_ref().and_then(Call::flight).map(Flight::given_up);
+            let flight = self.call.as_ref().and_then(Call::flight);
+            let given_up = flight.map(|flight| flight.given_up(grace));
             let coming = timeout(self.proxy.limits.keep_alive, body.frame());
             let came = match given_up {
                 None => coming.await,
@@ -301,7 +304,8 @@ impl Streaming {
         }
         // A legacy client may ask for the rest of the stream with a GET.
         if let Some(asked) = self.asked.clone() {
-            let patience = self.proxy.limits.response;
+            let limits = &self.proxy.limits;
+            let patience = (limits.response, limits.cancelled);
             self.proxy.parked.park(self.facts.what.session, asked, call, patience).await;
         }
         None

@@ -4,7 +4,7 @@
 //! its own session only. So each session has a [`Traffic`] of its own, and callers without sessions
 //! have one for each server: nobody cancels another's call or answers what another was asked.
 //!
-//! A call that its client has cancelled has [`GRACE`] left to be answered. Of the calls that ended
+//! A call that its client has cancelled has a little time left to be answered. Of the calls that ended
 //! without their answer, and of the server's requests, only the last few are remembered.
 
 use std::collections::hash_map::{Entry, RandomState};
@@ -20,8 +20,6 @@ use tokio_util::sync::CancellationToken;
 use crate::envelope::plain_id;
 use crate::identity::PrincipalId;
 
-/// How long a server may still answer a call that was cancelled.
-pub(crate) const GRACE: Duration = Duration::from_secs(5);
 /// How many requests of a server wait for their answers.
 const MAX_ASKED: usize = 256;
 /// How many calls that ended without their answer are remembered.
@@ -64,10 +62,10 @@ impl Cancel {
         self.0.0.is_cancelled()
     }
 
-    async fn given_up(self) {
+    async fn given_up(self, grace: Duration) {
         let (token, at) = &*self.0;
         token.cancelled().await;
-        tokio::time::sleep_until(*at.get_or_init(Instant::now) + GRACE).await;
+        tokio::time::sleep_until(*at.get_or_init(Instant::now) + grace).await;
     }
 }
 
@@ -174,9 +172,9 @@ pub(crate) struct Asked {
 }
 
 impl Flight {
-    /// Becomes ready when the client has cancelled the call and the server had time to answer.
-    pub(crate) fn given_up(&self) -> impl Future<Output = ()> + Send + use<> {
-        self.cancel.clone().given_up()
+    /// Becomes ready when the client has cancelled the call and the server had `grace` to answer.
+    pub(crate) fn given_up(&self, grace: Duration) -> impl Future<Output = ()> + Send + use<> {
+        self.cancel.clone().given_up(grace)
     }
 
     /// Whether the client has cancelled it.

@@ -19,6 +19,7 @@ use custody_schemas::id::{CallId, Uint};
 use custody_schemas::json::Json;
 use custody_schemas::kind::Kind;
 use custody_schemas::split_subjects;
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::config::Server;
@@ -33,6 +34,9 @@ pub(crate) use call::{Call, Ending};
 /// For how many `subjects.listed` a call sets room aside: the most people that are kept by name,
 /// as identifiers usually are. For more there is room as for endings that are longer than thought.
 const LISTINGS: u64 = 64;
+
+/// How many events that are no calls are recorded at a time.
+const MAX_BESIDE: usize = 256;
 
 /// It could not be recorded in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,6 +112,8 @@ pub(crate) struct Recorder {
     policy: Policy,
     metrics: Metrics,
     stopping: AtomicBool,
+    /// Turns of events that are no calls, so that a flood of them waits and crowds nobody out.
+    turns: Semaphore,
 }
 
 impl Recorder {
@@ -119,8 +125,8 @@ impl Recorder {
         policy: Policy,
         metrics: Metrics,
     ) -> Arc<Self> {
-        let stopping = AtomicBool::new(false);
-        Arc::new(Self { writer, wait, ending_bytes, policy, metrics, stopping })
+        let (stopping, turns) = (AtomicBool::new(false), Semaphore::new(MAX_BESIDE));
+        Arc::new(Self { writer, wait, ending_bytes, policy, metrics, stopping, turns })
     }
 
     /// The policies in force.
@@ -238,7 +244,11 @@ impl Recorder {
     async fn append(&self, draft: Draft, bodies: Vec<OutBody>) -> Result<(), Unrecorded> {
         let kind = draft.kind.clone();
         let started = Instant::now();
-        let appended = timeout(self.wait, self.writer.append(draft, bodies)).await;
+        let appending = async {
+            let _turn = self.turns.acquire().await.map_err(|_| AppendError::Closed)?;
+            self.writer.append(draft, bodies).await
+        };
+        let appended = timeout(self.wait, appending).await;
         self.metrics.waited(Step::Other, started);
         match appended {
             Ok(Ok(_)) => Ok(()),

@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 use super::*;
 use crate::{Identity, StaticKey};
 
-fn with_keys(config: &mut Config) {
+pub(super) fn with_keys(config: &mut Config) {
     let key = |secret: &str, user: &str| StaticKey {
         sha256: Sha256::digest(secret).into(),
         id: format!("key-{user}"),

@@ -252,35 +252,6 @@ async fn an_answer_that_stops_half_way_is_a_timeout() {
 }
 
 #[tokio::test]
-async fn many_calls_with_the_same_id_each_get_their_own_answer() {
-    let upstream = Upstream::start(|seen: Seen| async move {
-        let request: serde_json::Value = serde_json::from_slice(&seen.body).unwrap();
-        let n = request["params"]["arguments"]["n"].clone();
-        tokio::task::yield_now().await;
-        json(format!("{{\"jsonrpc\":\"2.0\",\"id\":1,\"result\":{{\"n\":{n}}}}}"))
-    })
-    .await;
-    let bench = Bench::start(upstream.addr, |_| {}).await;
-    let calls = (0..50).map(|n| {
-        let call = CALL.replace("\"a\":1.0", &format!("\"n\":{n}"));
-        let bench = &bench;
-        async move { assert_eq!(bench.post(call).await.json()["result"]["n"], n) }
-    });
-    futures::future::join_all(calls).await;
-    let events = bench.after_endings(50).await;
-    for opening in of_kind(&events, &Kind::CallRequested) {
-        let mut endings = of_kind(&events, &Kind::CallEnded);
-        endings.retain(|ending| ending.call == opening.call);
-        assert_eq!(endings.len(), 1);
-        let asked: serde_json::Value =
-            serde_json::from_slice(&bench.body(opening.bodies.request.as_ref())).unwrap();
-        let got: serde_json::Value =
-            serde_json::from_slice(&bench.body(endings[0].bodies.response.as_ref())).unwrap();
-        assert_eq!(asked["params"]["arguments"]["n"], got["result"]["n"]);
-    }
-}
-
-#[tokio::test]
 async fn more_people_than_an_ending_holds_are_listed_before_it() {
     let entries: Vec<_> = (0..400)
         .map(

@@ -4,6 +4,8 @@
 mod edge;
 mod fidelity;
 mod guarantees;
+mod hostile;
+mod mistakes;
 mod quiet;
 mod stdio;
 mod streams;

@@ -4,10 +4,21 @@ use tokio::sync::mpsc;
 
 use super::*;
 
-type Pieces = mpsc::Sender<Result<Bytes, crate::payload::BrokenOff>>;
+pub(super) type Pieces = mpsc::Sender<Result<Bytes, crate::payload::BrokenOff>>;
+
+/// An event stream that a test writes.
+pub(super) fn stream(
+    coming: mpsc::Receiver<Result<Bytes, crate::payload::BrokenOff>>,
+) -> Response<Payload> {
+    let pieces = futures::stream::unfold(coming, |mut coming| async move {
+        Some((coming.recv().await?, coming))
+    });
+    let builder = Response::builder().header("content-type", "text/event-stream");
+    builder.body(Payload::Pieces(Box::pin(pieces))).unwrap()
+}
 
 /// An upstream whose only stream is written by the test.
-async fn scripted() -> (Upstream, Pieces) {
+pub(super) async fn scripted() -> (Upstream, Pieces) {
     let (pieces, coming) = mpsc::channel(8);
     let coming = Arc::new(Mutex::new(Some(coming)));
     let upstream = Upstream::start(move |_| {
@@ -16,11 +27,7 @@ async fn scripted() -> (Upstream, Pieces) {
             let Some(coming) = coming else {
                 return Response::builder().status(202).body(Payload::Whole(None)).unwrap();
             };
-            let pieces = futures::stream::unfold(coming, |mut coming| async move {
-                Some((coming.recv().await?, coming))
-            });
-            let builder = Response::builder().header("content-type", "text/event-stream");
-            builder.body(Payload::Pieces(Box::pin(pieces))).unwrap()
+            stream(coming)
         }
     })
     .await;
@@ -31,11 +38,11 @@ const PROGRESS: &str =
     r#"{"jsonrpc":"2.0","method":"notifications/progress","params":{"progress":1}}"#;
 const SAMPLING: &str = r#"{"jsonrpc":"2.0","id":5,"method":"sampling/createMessage","params":{"text":"{\"resourceType\":\"Patient\",\"id\":\"p7\"}"}}"#;
 
-async fn send(pieces: &Pieces, text: &str) {
+pub(super) async fn send(pieces: &Pieces, text: &str) {
     pieces.send(Ok(Bytes::from(text.to_owned()))).await.unwrap();
 }
 
-fn event(message: &str) -> String {
+pub(super) fn event(message: &str) -> String {
     format!("data: {message}\n\n")
 }
 
@@ -269,4 +276,39 @@ async fn what_passes_beside_an_answer_is_protected_as_its_tool_is_and_else_as_it
         let phi: Vec<_> = relayed.iter().map(|event| event.data.is_phi()).collect();
         assert_eq!(phi, [tool, false, server], "beside the call, the GET, what it gave");
     }
+}
+
+#[tokio::test]
+async fn a_call_that_continues_another_names_it_if_it_is_its_own() {
+    let upstream = Upstream::start(|seen: Seen| async move {
+        let asked = r#"{"jsonrpc":"2.0","id":1,"result":{"resultType":"input_required","inputRequests":{},"requestState":"s\/1"}}"#;
+        let task = r#"{"jsonrpc":"2.0","id":1,"result":{"task":{"taskId":"t-1","status":"working"}}}"#;
+        let text = String::from_utf8(seen.body.to_vec()).unwrap();
+        match (text.contains("requestState"), text.contains("\"n\"")) {
+            (true, _) => answer(200, "text/event-stream", event(ANSWER)),
+            (false, true) => json(task),
+            (false, false) => answer(200, "text/event-stream", event(asked)),
+        }
+    })
+    .await;
+    let bench = Bench::start(upstream.addr, super::edge::with_keys).await;
+    let (ann, bob) = (("authorization", "Bearer one"), ("authorization", "Bearer two"));
+    let again = CALL.replace("\"arguments\"", "\"requestState\":\"s/1\",\"arguments\"");
+    let task = CALL.replace("\"a\"", "\"n\"");
+    let get = r#"{"jsonrpc":"2.0","id":1,"method":"tasks/get","params":{"taskId":"t-1","n":"n"}}"#;
+    for (who, body) in [(ann, CALL), (ann, &*again), (bob, &*again), (ann, &*task), (ann, get)] {
+        assert_eq!(
+            bench.send(Method::POST, "/servers/ehr/mcp", &[who], body.to_owned()).await.status,
+            200
+        );
+    }
+    let events = bench.after_endings(5).await;
+    let calls = of_kind(&events, &Kind::CallRequested);
+    let links: Vec<_> = calls.iter().map(|call| call.prev_call.as_ref()).collect();
+    let (first, bobs) = (links[1].unwrap(), links[2].unwrap());
+    assert_eq!((links[0], first.call, bobs.call), (None, calls[0].call, None));
+    assert!(first.state.is_some() && first.state == bobs.state);
+    assert_eq!(links[4].unwrap().call, calls[3].call, "a task continues the call that began it");
+    let ended = of_kind(&events, &Kind::CallEnded);
+    assert_eq!(ended[1].prev_call.as_ref(), Some(first), "and the ending says so, too");
 }
