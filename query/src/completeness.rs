@@ -73,8 +73,9 @@ pub struct WriterState {
 pub struct Completeness {
     /// When this was judged.
     pub as_of: String,
-    /// Everything recorded up to here is in the answer.
-    pub complete_through: String,
+    /// Everything recorded up to here is in the answer; `None` while nothing has been heard of the
+    /// journal, or of a part of it, so that no moment can be named.
+    pub complete_through: Option<String>,
     #[serde(skip)]
     pub(crate) through: u64,
     /// The writer that keeps it from being later.
@@ -113,7 +114,8 @@ pub struct Completeness {
     pub behind: u64,
     /// Durable chunks of bodies, or entries between them, that the answer does not hold.
     pub bodies_behind: u64,
-    /// Since when the journal, or a part of it, has not said how far it goes.
+    /// Since when the journal, or a part of it, has not said how far it goes; where it never has,
+    /// since when it is asked.
     pub unheard_since: Option<String>,
     /// Up to where the answer reads: to be named in another question, here or elsewhere.
     pub cut: String,
@@ -128,10 +130,10 @@ impl Completeness {
     pub(crate) fn holding(mut self, taken: &Taken, cut: String) -> Self {
         self.behind += taken.behind;
         self.bodies_behind += taken.bodies_behind;
-        if let Some(since) = taken.unheard_since {
-            self.unheard_since = Some(text(since));
-            self.through = self.through.min(since);
-            self.complete_through = text(self.through);
+        if let Some(unheard) = taken.unheard {
+            self.unheard_since = Some(text(unheard.since));
+            self.through = self.through.min(unheard.since);
+            self.complete_through = unheard.before.then(|| text(self.through));
         }
         Self { cut, ..self }
     }
@@ -173,13 +175,15 @@ impl Completeness {
     /// One line in words.
     #[must_use]
     pub fn line(&self) -> String {
-        let through = text(self.through / 1_000_000 * 1_000_000);
-        let mut line = format!("Complete through {through}");
+        let mut line = match &self.complete_through {
+            Some(_) => format!("Complete through {}", text(self.through / 1_000_000 * 1_000_000)),
+            None => "What is missing is not known: the journal has not been heard yet".to_owned(),
+        };
         let mut add = |text: std::fmt::Arguments<'_>| {
             // Writing to a String cannot fail.
             line.write_fmt(text).unwrap_or_default();
         };
-        if let Some(writer) = &self.held_back_by {
+        if let (Some(writer), Some(_)) = (&self.held_back_by, &self.complete_through) {
             add(format_args!(" (as far as writer {writer} was heard)"));
         }
         for (count, one, many) in [

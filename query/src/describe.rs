@@ -21,7 +21,12 @@ const OWN: &[(&str, &str, &str, &str)] = &[
     ("columns", "meaning", "text", "what it means"),
     ("completeness", "as_of", "text", "when this was judged"),
     ("completeness", "complete", "boolean", "whether nothing is known to be missing up to then"),
-    ("completeness", "complete_through", "text", "everything recorded up to here is there"),
+    (
+        "completeness",
+        "complete_through",
+        "text",
+        "everything recorded up to here is there; NULL when that cannot be said",
+    ),
     ("completeness", "held_back_by", "text", "the writer that keeps it from being later"),
     ("completeness", "gaps", "bigint", "events that are missing below later ones"),
     ("completeness", "lost", "bigint", "events that were signed and then lost with a journal"),
@@ -120,7 +125,7 @@ pub(crate) fn completeness(c: &Completeness) -> Result<Arc<dyn TableProvider>, D
     memory(RecordBatch::try_from_iter([
         ("as_of", text(Some(&c.as_of))),
         ("complete", flag(c.is_complete())),
-        ("complete_through", text(Some(&c.complete_through))),
+        ("complete_through", text(c.complete_through.as_deref())),
         ("held_back_by", text(c.held_back_by.as_deref())),
         ("gaps", int(c.gaps)),
         ("lost", int(c.lost)),

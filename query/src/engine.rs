@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use custody_journal::writer::AppendError;
 use custody_journal::{Journal, ReadError, Writer};
-use custody_lake::{Lake, LakeError};
+use custody_lake::LakeError;
 use custody_schemas::id::{Micros, Uint};
 use datafusion::common::DataFusionError;
 use tokio::runtime::Runtime;
@@ -35,7 +35,7 @@ use crate::metrics::{self, Metrics, Page};
 use crate::pin::Pin;
 use crate::size;
 use crate::sources::Sources;
-use crate::start::Start;
+use crate::start::{Source, Start};
 use crate::statement::Params;
 use crate::tail::Tail;
 
@@ -200,7 +200,7 @@ impl Engine {
     /// When there is no folder to spill to. Whatever else is in the way is tried again until it is
     /// not, and told by [`ready`](Self::ready) and to whoever asks.
     pub async fn open(
-        lake: Lake,
+        lake: impl Into<Source>,
         journal: Arc<dyn Journal>,
         writer: Writer,
         options: EngineOptions,
@@ -208,7 +208,7 @@ impl Engine {
         std::fs::create_dir_all(&options.spill_dir)?;
         let gate = Arc::new(Semaphore::new(options.concurrency.max(1)));
         let stop = CancellationToken::new();
-        let start = Start::begin(lake, journal, options.clone(), stop.child_token());
+        let start = Start::begin(lake.into(), journal, options.clone(), stop.child_token());
         let metrics = Metrics::register(&options.page);
         let engine = Arc::new(Self { options, start, writer, metrics, gate, stop });
         metrics::watch(&engine.options.page, &engine);

@@ -207,7 +207,7 @@ impl Ledger {
         let sums = self.sums;
         Completeness {
             as_of: text(now.get()),
-            complete_through: text(through),
+            complete_through: Some(text(through)),
             through,
             held_back_by,
             silent: names(&writers, State::Silent),

@@ -49,4 +49,5 @@ pub use answer::Answer;
 pub use engine::{Engine, EngineOptions, OpenError, Question};
 pub use error::QueryError;
 pub use metrics::Page;
+pub use start::Source;
 pub use statement::Params;

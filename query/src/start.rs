@@ -5,16 +5,59 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use custody_journal::Journal;
-use custody_lake::Lake;
+use custody_lake::{Lake, LakeError, LakeOptions};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::EngineOptions;
+use crate::engine::{EngineOptions, OpenError};
 use crate::sources::Sources;
 
 /// How long to wait before the next try.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// The lake that questions are about.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// One that is open.
+    Lake(Lake),
+    /// One that nobody has made yet; it is opened as soon as it is there.
+    Awaited {
+        /// Where it will be.
+        url: String,
+        /// How it is opened.
+        options: LakeOptions,
+    },
+}
+
+impl From<Lake> for Source {
+    fn from(lake: Lake) -> Self {
+        Self::Lake(lake)
+    }
+}
+
+impl Source {
+    /// A lake for those who only ask: they make no table and write nothing, so that credentials
+    /// which may read are enough. Where there is none yet, whoever ingests will make it.
+    ///
+    /// # Errors
+    /// [`LakeError`], but not that it is absent.
+    pub async fn for_reading(url: &str, options: LakeOptions) -> Result<Self, LakeError> {
+        let options = LakeOptions { read_only: true, ..options };
+        match Lake::open(url, &options).await {
+            Ok(lake) => Ok(Self::Lake(lake)),
+            Err(LakeError::Absent { .. }) => Ok(Self::Awaited { url: url.to_owned(), options }),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn lake(&self) -> Result<Lake, LakeError> {
+        match self {
+            Self::Lake(lake) => Ok(lake.clone()),
+            Self::Awaited { url, options } => Lake::open(url, options).await,
+        }
+    }
+}
 
 /// Where the sources will be when they are open.
 pub(crate) struct Start {
@@ -25,7 +68,7 @@ pub(crate) struct Start {
 impl Start {
     /// Begins to open the sources, and keeps them fresh from then on until `stop`.
     pub(crate) fn begin(
-        lake: Lake,
+        source: Source,
         journal: Arc<dyn Journal>,
         options: EngineOptions,
         stop: CancellationToken,
@@ -35,7 +78,7 @@ impl Start {
         let told = Arc::clone(&stage);
         let run = stop.clone().run_until_cancelled_owned(async move {
             let sources = loop {
-                match Sources::open(lake.clone(), Arc::clone(&journal), options.clone()).await {
+                match from(&source, &journal, &options).await {
                     Ok(sources) => break Arc::new(sources),
                     Err(error) => {
                         let problem = error.to_string();
@@ -72,6 +115,14 @@ impl Start {
     pub(crate) fn now(&self) -> Result<Arc<Sources>, String> {
         self.opened.borrow().clone().ok_or_else(|| self.stage.lock().clone())
     }
+}
+
+async fn from(
+    source: &Source,
+    journal: &Arc<dyn Journal>,
+    options: &EngineOptions,
+) -> Result<Sources, OpenError> {
+    Sources::open(source.lake().await?, Arc::clone(journal), options.clone()).await
 }
 
 #[cfg(test)]

@@ -9,8 +9,8 @@
 //! sent twice is kept once. An entry is folded and its row kept in one step, and a question takes rows
 //! and judgement in one step, so that it never claims what it does not hold. Rows are dropped only
 //! below what the lake was seen to hold. Nothing waits for the medium while anything is locked, and
-//! nobody waits for it longer than they said; where it does not answer, [`Taken::unheard_since`]
-//! says since when.
+//! nobody waits for it longer than they said; where it does not answer, [`Taken::unheard`] says
+//! since when.
 
 mod ends;
 mod kept;
@@ -48,8 +48,17 @@ pub(crate) struct Taken {
     pub(crate) bodies_behind: u64,
     /// Up to where pinned versions and rows together go.
     pub(crate) reached: Offsets,
-    /// Since when some partition did not say how far it goes, in µs; 0 when it never did.
-    pub(crate) unheard_since: Option<u64>,
+    /// Whether some partition did not say how far it goes.
+    pub(crate) unheard: Option<Unheard>,
+}
+
+/// A journal, or a part of one, that does not say how far it goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Unheard {
+    /// Since when, in µs since 1970: the last time that it was read to its end, or the beginning.
+    pub(crate) since: u64,
+    /// Whether it was heard before.
+    pub(crate) before: bool,
 }
 
 /// Follows every partition of a journal.
@@ -212,6 +221,13 @@ impl Tail {
     }
 }
 
+impl Unheard {
+    /// What both say together.
+    fn and(self, other: Self) -> Self {
+        Self { since: self.since.min(other.since), before: self.before && other.before }
+    }
+}
+
 impl Part {
     /// Waits until it is read up to `end`; whether that came before `until`. When there is no more
     /// memory nothing comes.
@@ -249,8 +265,8 @@ impl Part {
         drop(held);
         taken.reached.insert(self.partition.clone(), reached.min(below));
         let Some(end) = end else {
-            let sure = self.sure_at.load(Ordering::Acquire);
-            taken.unheard_since = Some(taken.unheard_since.map_or(sure, |since| since.min(sure)));
+            let unheard = self.unheard();
+            taken.unheard = Some(taken.unheard.map_or(unheard, |other| unheard.and(other)));
             return Some(());
         };
         let behind = end.saturating_sub(reached);

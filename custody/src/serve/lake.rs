@@ -1,14 +1,19 @@
 //! The lake that the configuration names.
 
-use custody_lake::{Lake, LakeOptions};
+use custody_lake::LakeOptions;
 
 use crate::config::Config;
 
 /// Opens it, and makes its tables where they are not there.
-pub async fn open(config: &Config) -> anyhow::Result<Lake> {
-    let options = LakeOptions {
+#[cfg(feature = "ingest")]
+pub async fn open(config: &Config) -> anyhow::Result<custody_lake::Lake> {
+    Ok(custody_lake::Lake::open(&config.lake.url, &options(config)).await?)
+}
+
+/// How it is opened.
+pub fn options(config: &Config) -> LakeOptions {
+    LakeOptions {
         storage: config.lake.storage.0.clone().into_iter().collect(),
         ..LakeOptions::new(&config.deployment.name)
-    };
-    Ok(Lake::open(&config.lake.url, &options).await?)
+    }
 }

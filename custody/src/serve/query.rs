@@ -5,24 +5,23 @@ use std::time::Duration;
 
 use custody_journal::Journal;
 use custody_journal::control::State;
-use custody_lake::Lake;
 use custody_query::access::{Access, Token};
 use custody_query::completeness::ListedWriter;
 use custody_query::engine::Writers;
 use custody_query::http::HttpOptions;
-use custody_query::{Engine, EngineOptions};
+use custody_query::{Engine, EngineOptions, Source};
 
 use super::journal::{DESK, Recording};
 use super::process::{Part, Process, listen};
 use super::{kafka, lake};
 use crate::config::{Config, Kafka};
 
-/// `custody query`: one node of several that answer the same.
+/// `custody query`: one node of several that answer the same. It only reads the lake.
 pub async fn start(config: Config, _: Kafka) -> anyhow::Result<Process> {
     let mut process = Process::default();
     let recording = Recording::open(&config, DESK).await?;
     let journal = recording.journal(&config)?;
-    let lake = lake::open(&config).await?;
+    let lake = Source::for_reading(&config.lake.url, lake::options(&config)).await?;
     let answering = answer(&mut process, &config, lake, journal, &recording).await?;
     process.then(answering);
     recording.end_with(&mut process);
@@ -33,7 +32,7 @@ pub async fn start(config: Config, _: Kafka) -> anyhow::Result<Process> {
 pub async fn answer(
     process: &mut Process,
     config: &Config,
-    lake: Lake,
+    lake: impl Into<Source>,
     journal: Arc<dyn Journal>,
     recording: &Recording,
 ) -> anyhow::Result<Part> {

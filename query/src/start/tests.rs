@@ -5,11 +5,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use custody_journal::{Entry, Journal, Partition, Read, ReadError};
+use custody_lake::{Lake, LakeOptions};
 use custody_schemas::words::Status;
 use serde_json::json;
 
 use crate::testing::{Deployment, answer, call, lines};
-use crate::{Engine, QueryError};
+use crate::{Engine, QueryError, Source};
 
 /// A journal behind a network that can be cut.
 struct Far {
@@ -138,6 +139,24 @@ async fn an_engine_that_cannot_begin_says_so_and_begins_when_it_can() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_engine_that_comes_before_the_lake_waits_for_it_and_makes_nothing() {
+    let deployment = Deployment::new().await;
+    deployment.run(&call("ann", "read", &["p1"]), Status::Ok).await;
+    let place = tempfile::tempdir().unwrap();
+    let (url, options) = (format!("file:{}", place.path().display()), LakeOptions::new("a.test"));
+    let source = Source::for_reading(&url, options.clone()).await.unwrap();
+    assert!(matches!(source, Source::Awaited { .. }), "{source:?}");
+    let (journal, writer) = (deployment.journal(), deployment.writer.clone());
+    let engine = Engine::open(source, journal, writer, deployment.options()).await.unwrap();
+    let told = async || engine.ready().is_err_and(|problem| problem.contains("custody ingest"));
+    until("readiness says who makes it", told).await;
+    assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 0, "whoever asks makes nothing");
+    Lake::open(&url, &options).await.unwrap();
+    until("it is ready", async || engine.ready().is_ok()).await;
+    assert_eq!(lines(&engine, CALLS).await, [json!({ "n": 1 })]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_journal_that_does_not_answer_makes_no_question_hang_and_every_answer_says_so() {
     let deployment = Deployment::new().await;
     deployment.run(&call("ann", "read", &["p1"]), Status::Ok).await;
@@ -154,7 +173,8 @@ async fn a_journal_that_does_not_answer_makes_no_question_hang_and_every_answer_
     let during = engine.completeness().await.unwrap();
     assert!(!during.is_complete() && during.unheard_since.is_some());
     assert!(during.line().contains("the journal has not said"), "{}", during.line());
-    assert!(during.complete_through <= before.as_of, "{} {}", during.line(), before.as_of);
+    let through = during.complete_through.as_deref().expect("it was heard before");
+    assert!(through <= before.as_of.as_str(), "{} {}", during.line(), before.as_of);
     until("it is not ready", async || engine.ready().is_err()).await;
     switches.silent.store(false, Ordering::Release);
     until("answers are whole again", async || {
@@ -191,6 +211,10 @@ async fn a_journal_that_is_shorter_than_what_the_lake_holds_of_it_is_no_whole_an
     let engine = deployment.engine().await;
     let judged = engine.completeness().await.unwrap();
     assert!(!judged.is_complete() && judged.unheard_since.is_some(), "{}", judged.line());
+    // It was never heard: then no moment is named, least of all one in 1970.
+    assert_eq!(judged.complete_through, None);
+    assert!(judged.line().starts_with("What is missing is not known"), "{}", judged.line());
+    assert!(!judged.header().contains("1970"), "{}", judged.header());
     until("readiness says why", async || {
         engine.ready().is_err_and(|problem| problem.contains("beyond the journal's end"))
     })

@@ -15,9 +15,10 @@ use custody_schemas::record::{self, Decoded};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::watch;
 
-use super::Shared;
 use super::ends::Ends;
 use super::kept::{Held, Kept};
+use super::{Shared, Unheard};
+use crate::engine::now;
 use crate::ledger::Fold;
 
 /// How long one read waits for something new.
@@ -38,8 +39,10 @@ pub(super) struct Part {
     pub(super) position: watch::Sender<u64>,
     /// The newest end that was heard of.
     pub(super) end: AtomicU64,
-    /// When it was last read to an end that was asked for then, in µs since 1970.
+    /// When it was last read to an end that was asked for then, in µs since 1970; 0 before that.
     pub(super) sure_at: AtomicU64,
+    /// When it was first asked, in µs since 1970.
+    begun_at: u64,
 }
 
 impl Part {
@@ -52,6 +55,7 @@ impl Part {
             position: watch::Sender::new(from),
             end: AtomicU64::new(from),
             sure_at: AtomicU64::new(0),
+            begun_at: now().get(),
         })
     }
 
@@ -67,6 +71,14 @@ impl Part {
         let run = move || part.run(&shared, journal.as_ref(), from);
         let spawned = std::thread::Builder::new().name(name).spawn(run);
         spawned.map(drop).map_err(|source| ReadError::Io { path: "a new thread".into(), source })
+    }
+
+    /// Since when it does not say how far it goes, if it does not.
+    pub(super) fn unheard(&self) -> Unheard {
+        match self.sure_at.load(Ordering::Acquire) {
+            0 => Unheard { since: self.begun_at, before: false },
+            since => Unheard { since, before: true },
+        }
     }
 
     /// Bodies stop at half of the memory, so that they never keep events from being seen.

@@ -39,6 +39,8 @@ async fn later_versions_strangers_and_wrong_clocks_are_stored_and_readable() {
     let plan = Plan::new(&kafka, &store).server("s", &upstream.url(), true);
     let cluster = plan.build(folder.path()).unwrap();
     cluster.prepare(&["proxy-1", "query-1"]).unwrap();
+    // Only a worker makes the lake.
+    assert!(cluster.start("ingest-1").unwrap().stop().unwrap());
     let proxy = cluster.start("proxy-1").unwrap();
     let query = cluster.start("query-1").unwrap();
     post_mcp(&proxy.server("s"), call("first")).await.unwrap();
