@@ -11,21 +11,23 @@
 # loopback. Topics are never made by asking for them.
 
 kafka_start() {
-  local wanted=1 sasl=no parent='' temporary=no n
+  local wanted=1 sasl=no advertise='' parent='' temporary=no n
   while [[ $# -gt 0 ]]; do
     case $1 in
       --brokers) wanted=${2:?--brokers wants 1 or 3} && shift 2 ;;
       --sasl) sasl=yes && shift ;;
+      --advertise) advertise=${2:?--advertise wants a port} && shift 2 ;;
       --parent) parent=${2:?--parent wants a process id} && shift 2 ;;
       --temporary) temporary=yes && shift ;;
       *) usage "kafka start: '$1' is not an option" ;;
     esac
   done
   [[ $wanted == 1 || $wanted == 3 ]] || usage "--brokers wants 1 or 3"
+  [[ -z $advertise || $wanted == 1 ]] || usage "--advertise is for a single broker"
   command -v java >/dev/null || die "java is not installed: run tests/tools.sh kafka"
   compgen -G "$cache/kafka/libs/kafka_*.jar" >/dev/null ||
     die "Kafka is not in $cache/kafka: run tests/tools.sh kafka"
-  [[ -f $dir/kafka.env ]] || kafka_settle "$wanted" "$sasl"
+  [[ -f $dir/kafka.env ]] || kafka_settle "$wanted" "$sasl" "$advertise"
   kafka_settings
   for ((n = 1; n <= brokers; n++)); do kafka_launch "$n"; done
   for ((n = 1; n <= brokers; n++)); do
@@ -46,8 +48,9 @@ kafka_settings() {
 
 kafka_print() {
   local n list=()
-  for ((n = 1; n <= brokers; n++)); do list+=("127.0.0.1:$(kafka_value "client_port_$n")"); done
+  for ((n = 1; n <= brokers; n++)); do list+=("127.0.0.1:${advertised:-$(kafka_value "client_port_$n")}"); done
   printf 'bootstrap=%s\n' "$(IFS=, && echo "${list[*]}")"
+  [[ -z ${advertised:-} ]] || printf 'direct=127.0.0.1:%s\n' "$(kafka_value client_port_1)"
   [[ $sasl == yes ]] || return 0
   printf 'ca=%s\nusername=custody\npassword=%s\n' "$dir/tls/ca.pem" "$password"
   printf 'mtls=127.0.0.1:%s\ncertificate=%s\nkey=%s\n' \
@@ -58,7 +61,8 @@ kafka_print() {
 kafka_settle() {
   local n
   {
-    printf 'brokers=%s\nsasl=%s\npassword=%s\ncluster_id=%s\n' "$1" "$2" "$(secret)" "$(kafka_id)"
+    printf 'brokers=%s\nsasl=%s\nadvertised=%s\npassword=%s\ncluster_id=%s\n' \
+      "$1" "$2" "$3" "$(secret)" "$(kafka_id)"
     for ((n = 1; n <= $1; n++)); do
       printf 'client_port_%s=%s\ncontroller_port_%s=%s\ndirectory_%s=%s\n' \
         "$n" "$(port)" "$n" "$(port)" "$n" "$(kafka_id)"
@@ -112,13 +116,15 @@ kafka_properties() {
   if [[ $sasl == yes ]]; then listener=SASL_SSL; fi
   local listeners="$listener://127.0.0.1:$(kafka_value "client_port_$n")"
   if [[ $sasl == yes ]]; then listeners+=",MTLS://127.0.0.1:$(kafka_value "mtls_port_$n")"; fi
+  local told=$listeners
+  [[ -z ${advertised:-} ]] || told="$listener://127.0.0.1:$advertised"
   cat <<PROPERTIES
 process.roles=broker,controller
 node.id=$n
 controller.quorum.bootstrap.servers=$(IFS=, && echo "${controllers[*]}")
 controller.listener.names=CONTROLLER
 listeners=$listeners,CONTROLLER://127.0.0.1:$(kafka_value "controller_port_$n")
-advertised.listeners=$listeners,CONTROLLER://127.0.0.1:$(kafka_value "controller_port_$n")
+advertised.listeners=$told,CONTROLLER://127.0.0.1:$(kafka_value "controller_port_$n")
 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL_SSL:SASL_SSL,MTLS:SSL
 inter.broker.listener.name=$listener
 log.dirs=$dir/broker-$n/data

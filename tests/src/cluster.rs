@@ -6,7 +6,9 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use http::Method;
 
+use crate::http::{Answer, send};
 use crate::product::{executable, lines};
 use crate::services::{Kafka, Store, unique};
 
@@ -266,16 +268,30 @@ impl Role {
         Ok(self.child.wait()?.success())
     }
 
-    /// Processor time that it has used, in seconds.
+    /// What `/readyz` says.
     ///
     /// # Errors
-    /// Where there is no /proc.
-    pub fn processor_seconds(&self) -> anyhow::Result<f64> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        let after = stat.rsplit_once(')').context("no command in /proc/…/stat")?.1;
-        let fields: Vec<&str> = after.split_ascii_whitespace().collect();
-        let ticks = |at: usize| fields.get(at).and_then(|f| f.parse::<f64>().ok());
-        // utime and stime are fields 14 and 15, in hundredths of a second on Linux
-        Ok((ticks(11).context("utime")? + ticks(12).context("stime")?) / 100.0)
+    /// When there is no answer.
+    pub async fn ready(&self) -> anyhow::Result<Answer> {
+        send(Method::GET, &format!("{}/readyz", self.url), &[], "").await
     }
+
+    /// Process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+/// Processor time that a process has used, user and system, in seconds.
+///
+/// # Errors
+/// Where there is no /proc, or no such process.
+pub fn processor_seconds(process: u32) -> anyhow::Result<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
+    let after = stat.rsplit_once(')').context("no command in /proc/…/stat")?.1;
+    let fields: Vec<&str> = after.split_ascii_whitespace().collect();
+    let ticks = |at: usize| fields.get(at).and_then(|f| f.parse::<f64>().ok());
+    // utime and stime are fields 14 and 15, in hundredths of a second on Linux
+    Ok((ticks(11).context("utime")? + ticks(12).context("stime")?) / 100.0)
 }

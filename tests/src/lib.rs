@@ -4,9 +4,14 @@
 //! Everything is real: the built executable, real sockets, real files. A test that starts
 //! something holds a value whose `Drop` ends it.
 
+pub mod check;
 pub mod cluster;
 pub mod conformance;
+pub mod fault;
+pub mod havoc;
 pub mod http;
+pub mod metrics;
+pub mod outage;
 pub mod product;
 pub mod question;
 pub mod services;

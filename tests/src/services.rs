@@ -124,6 +124,21 @@ impl Kafka {
     pub fn start(&self) -> anyhow::Result<()> {
         self.tell("start", None)
     }
+
+    /// The id of the process of the first broker.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn process(&self) -> anyhow::Result<u32> {
+        process_of(&self.folder.join("broker-1"))
+    }
+}
+
+/// The id that `compose/local` keeps for a process.
+fn process_of(folder: &Path) -> anyhow::Result<u32> {
+    let file = folder.join("pid");
+    let text = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+    Ok(text.trim().parse()?)
 }
 
 /// An object store that speaks S3.
@@ -145,11 +160,14 @@ impl Store {
     /// # Errors
     /// When it does not start.
     pub fn shared() -> anyhow::Result<Self> {
-        let folder = shared_folder("minio");
-        let parent = parent_id().to_string();
-        let start = [Path::new("minio"), Path::new("start"), &folder];
-        let options = ["--parent", &parent, "--temporary"].map(Path::new);
-        let mut facts = local(&[&start[..], &options[..]].concat())?;
+        Self::start(&shared_folder("minio"), parent_id(), &["--temporary"])
+    }
+
+    fn start(folder: &Path, parent: u32, options: &[&str]) -> anyhow::Result<Self> {
+        let folder = folder.to_str().context("a folder's name")?;
+        let parent = parent.to_string();
+        let start = ["minio", "start", folder, "--parent", &parent];
+        let mut facts = local(&[&start[..], options].concat())?;
         let mut take = |name: &str| facts.remove(name).with_context(|| format!("no {name}"));
         Ok(Self {
             endpoint: take("endpoint")?,
@@ -157,5 +175,46 @@ impl Store {
             secret_key: take("secret_key")?,
             bucket: take("bucket")?,
         })
+    }
+}
+
+/// An object store for one test, which may do what it likes to it. It ends with the value.
+pub struct OwnStore {
+    folder: TempDir,
+    /// What clients need.
+    pub store: Store,
+}
+
+impl Drop for OwnStore {
+    fn drop(&mut self) {
+        drop(self.tell("kill"));
+    }
+}
+
+impl OwnStore {
+    /// Starts one.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn new() -> anyhow::Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let store = Store::start(folder.path(), std::process::id(), &[])?;
+        Ok(Self { folder, store })
+    }
+
+    /// Does `start`, `stop`, `kill`, `pause` or `resume` to it.
+    ///
+    /// # Errors
+    /// When it cannot be done.
+    pub fn tell(&self, verb: &str) -> anyhow::Result<()> {
+        local(&["minio", verb, self.folder.path().to_str().context("a folder's name")?]).map(drop)
+    }
+
+    /// The id of its process.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn process(&self) -> anyhow::Result<u32> {
+        process_of(&self.folder.path().join("minio"))
     }
 }

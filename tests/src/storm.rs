@@ -10,6 +10,11 @@ use tokio::task::JoinHandle;
 
 use crate::http::{Answer, post_mcp};
 
+/// The code of a call that was not recorded in time and did not run.
+pub const UNAVAILABLE: i64 = 47_001;
+/// The code of a call that may have run, whose ending was not recorded in time.
+pub const UNRECORDED: i64 = 47_002;
+
 /// What clients have seen so far. A call is known by its tool, which no other call names.
 #[derive(Debug, Default)]
 pub struct Seen {
@@ -23,6 +28,8 @@ pub struct Seen {
     pub broken: BTreeSet<String>,
     /// The longest that a client waited for anything.
     pub slowest: Duration,
+    /// How long refusals took.
+    pub refusals_took: Vec<Duration>,
 }
 
 impl Seen {
@@ -35,7 +42,10 @@ impl Seen {
         let message: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
         match message["error"]["code"].as_i64() {
             None if answer.status.is_success() => drop(self.answered.insert(tool)),
-            code => drop(self.refused.entry(code.unwrap_or(0)).or_default().insert(tool)),
+            code => {
+                self.refused.entry(code.unwrap_or(0)).or_default().insert(tool);
+                self.refusals_took.push(took);
+            }
         }
     }
 }

@@ -10,6 +10,7 @@ mod distributed;
 mod fidelity;
 mod kill;
 mod line;
+mod operations;
 mod structure;
 mod syscalls;
 mod verify;

@@ -1,11 +1,14 @@
 //! Benchmarks of the product, as commands. Nothing here asserts a time: it prints ratios of
 //! figures that were measured in turns in one run. `docs/benchmarks.md` has the results.
 
+mod cluster;
 mod freshness;
 mod gateway;
 mod load;
 mod minimal;
+mod outage;
 mod proxy;
+mod storm;
 mod stub;
 
 use clap::{Parser, Subcommand};
@@ -23,6 +26,12 @@ enum Command {
     Proxy(proxy::Options),
     /// How long after its answer a call is in SQL.
     Freshness(freshness::Options),
+    /// A whole cluster: events/s, processor time of each role, replicated against local, freshness.
+    Cluster(cluster::Options),
+    /// Kafka away while calls pass; ends with an error when a promise does not hold.
+    Outage(outage::Options),
+    /// Kills and faults in a cluster under load; ends with an error when a promise does not hold.
+    Storm(storm::Options),
     /// Our proxy alone (a process of its own).
     Gateway(gateway::Options),
     /// An upstream that answers every call with the same bytes (a process of its own).
@@ -36,6 +45,9 @@ fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Proxy(options) => runtime.block_on(proxy::run(options)),
         Command::Freshness(options) => runtime.block_on(freshness::run(options)),
+        Command::Cluster(options) => runtime.block_on(cluster::run(options)),
+        Command::Outage(options) => runtime.block_on(outage::run(options)),
+        Command::Storm(options) => runtime.block_on(storm::run(options)),
         Command::Gateway(options) => runtime.block_on(gateway::run(options)),
         Command::Stub(options) => runtime.block_on(stub::run(options)),
         Command::Minimal(options) => runtime.block_on(minimal::run(options)),

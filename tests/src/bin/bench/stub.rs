@@ -23,9 +23,21 @@ pub struct Options {
 /// Serves until it is killed.
 pub async fn run(options: Options) -> anyhow::Result<()> {
     let listener = TcpListener::bind(("127.0.0.1", options.port)).await?;
+    serve(listener, options.bytes).await
+}
+
+/// Serves inside this process; the URL.
+pub async fn start(bytes: usize) -> anyhow::Result<String> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let url = format!("http://{}/mcp", listener.local_addr()?);
+    tokio::spawn(serve(listener, bytes));
+    Ok(url)
+}
+
+async fn serve(listener: TcpListener, bytes: usize) -> anyhow::Result<()> {
     let head = r#"{"jsonrpc":"2.0","id":1,"result":{"content":[{"type":"text","text":""#;
     let tail = r#""}],"isError":false}}"#;
-    let filler = "m".repeat(options.bytes.saturating_sub(head.len() + tail.len()));
+    let filler = "m".repeat(bytes.saturating_sub(head.len() + tail.len()));
     let answer = Bytes::from(format!("{head}{filler}{tail}"));
     loop {
         let (stream, _) = listener.accept().await?;

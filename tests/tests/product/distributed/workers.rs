@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use custody_tests::check;
 use custody_tests::cluster::{Plan, Role};
 use custody_tests::question::sql;
 use custody_tests::services::{Kafka, Store};
@@ -9,8 +10,6 @@ use custody_tests::storm::Storm;
 use custody_tests::upstream::{Behaviour, Upstream};
 use custody_tests::wait;
 use serde_json::Value;
-
-use super::check;
 
 /// A worker that is silent for so long loses its partitions.
 const SESSION_MS: u32 = 3_000;
@@ -64,7 +63,7 @@ async fn workers_killed_added_and_paused_store_every_row_once() {
     let seen = storm.end().await.unwrap();
     assert!(seen.refused.is_empty() && seen.broken.is_empty(), "workers are no caller's concern");
     stored_from_now_on(&query).await;
-    check::answered_calls_are_there_once(&query.url, &[&seen]).await;
+    check::answered_calls_are_there_once(&query.url, &[&seen], wait::PATIENCE).await.unwrap();
     println!("{} calls while workers came and went", seen.answered.len());
     drop((second, third, fourth));
 }
