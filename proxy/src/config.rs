@@ -133,9 +133,15 @@ impl Server {
     /// A server that holds protected data and about which nothing else is known.
     #[must_use]
     pub fn new(name: impl Into<String>, url: Uri) -> Self {
+        Self::reached(name, Reach::Http(Address::new(url)))
+    }
+
+    /// The same, however it is reached.
+    #[must_use]
+    pub fn reached(name: impl Into<String>, reach: Reach) -> Self {
         Self {
             name: name.into(),
-            reach: Reach::Http(Address::new(url)),
+            reach,
             response: None,
             phi: true,
             recipient: None,

@@ -4,6 +4,7 @@
 //! all mistakes are reported together, each with its line.
 
 mod document;
+pub mod reach;
 mod read;
 mod section;
 mod summary;
@@ -16,6 +17,7 @@ use std::path::{Path, PathBuf};
 use custody_journal::kafka::KafkaSettings;
 
 pub use document::Mistake;
+use reach::Reach;
 
 /// Everything that can be configured.
 #[derive(Clone, Debug)]
@@ -102,8 +104,10 @@ pub struct Proxy {
 pub struct Server {
     /// Its name in `/servers/{name}/mcp` and in SQL.
     pub name: String,
-    /// Where it is.
-    pub url: String,
+    /// How it is reached.
+    pub reach: Reach,
+    /// How long it may take to answer, if not as long as any other.
+    pub timeout_ms: Option<u64>,
     /// Whether its data are protected health information.
     pub phi: bool,
     /// Who is behind it.

@@ -150,6 +150,22 @@ impl<'t> Section<'t> {
         })
     }
 
+    /// A list of strings, or one string; in the environment one string.
+    pub fn words(
+        &mut self,
+        document: &mut Document<'t>,
+        key: &'static str,
+    ) -> Option<At<Vec<String>>> {
+        let own = |text: &str| Some(vec![text.to_owned()]);
+        let value = |v: &DeValue<'t>| match v.as_array() {
+            Some(items) => {
+                items.iter().map(|item| item.get_ref().as_str().map(str::to_owned)).collect()
+            }
+            None => v.as_str().map(|word| vec![word.to_owned()]),
+        };
+        self.scalar(document, key, "a string or a list of strings", own, value)
+    }
+
     /// A string that must be there.
     pub fn required(
         &mut self,

@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use tokio_util::sync::CancellationToken;
 
+use crate::config::reach::{Address, Reach};
 use crate::config::{Config, Key, Recipient, Rule, Server};
 use crate::serve::{until_stopped, up};
 use crate::{ask, token};
@@ -121,7 +122,8 @@ fn server(record: SocketAddr) -> Server {
     let rule = |tool: &str| Rule { tool: Some(tool.to_owned()), ..Rule::default() };
     Server {
         name: "ehr".to_owned(),
-        url: format!("http://{record}/mcp"),
+        reach: Reach::Http(Address { url: format!("http://{record}/mcp"), ..Address::default() }),
+        timeout_ms: None,
         phi: true,
         recipient: Some(Recipient {
             name: "Synthetic EHR".to_owned(),

@@ -12,6 +12,8 @@ pub mod process;
 pub mod proxy;
 #[cfg(feature = "query")]
 pub mod query;
+#[cfg(feature = "proxy")]
+mod reach;
 #[cfg(feature = "ingest")]
 pub mod sealing;
 pub mod shipping;

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
 use custody_proxy::Watched;
 use custody_proxy::config::{Limits, OnAuditFailure, Server};
 use custody_proxy::identity::{Identity, StaticKey};
@@ -15,6 +14,7 @@ use custody_schemas::words::{Activity, Relation};
 
 use super::journal::{EDGE, Recording};
 use super::process::{Part, Process, listen};
+use super::reach::reach;
 use crate::config::{self, Config, Kafka};
 
 /// The issuer of identities that stand in the configuration itself.
@@ -93,7 +93,6 @@ fn key(key: &config::Key) -> anyhow::Result<StaticKey> {
 }
 
 fn server(server: &config::Server) -> anyhow::Result<Server> {
-    let url = server.url.parse().with_context(|| format!("the url of {}", server.name))?;
     let mut rules = Rules::default();
     for rule in &server.rules {
         add(&mut rules, rule)?;
@@ -103,7 +102,8 @@ fn server(server: &config::Server) -> anyhow::Result<Server> {
         recipient: server.recipient.as_ref().map(recipient),
         on_audit_failure: OnAuditFailure::Deny,
         rules,
-        ..Server::new(&server.name, url)
+        response: server.timeout_ms.map(Duration::from_millis),
+        ..Server::reached(&server.name, reach(&server.name, &server.reach)?)
     })
 }
 

@@ -218,7 +218,7 @@ fn needed_secret<'t>(
 }
 
 /// A secret that stands under `key`, or in the file under `in_file`.
-fn secret<'t>(
+pub(super) fn secret<'t>(
     d: &mut Document<'t>,
     s: &mut Section<'t>,
     key: &'static str,
@@ -244,7 +244,11 @@ fn secret<'t>(
 }
 
 /// A file that must be there.
-fn file<'t>(d: &mut Document<'t>, s: &mut Section<'t>, key: &'static str) -> Option<PathBuf> {
+pub(super) fn file<'t>(
+    d: &mut Document<'t>,
+    s: &mut Section<'t>,
+    key: &'static str,
+) -> Option<PathBuf> {
     let At { line, value } = s.text(d, key)?;
     if let Err(error) = std::fs::File::open(&value) {
         d.mistake(line, format!("{key} {value:?} cannot be read: {error}"));

@@ -4,6 +4,7 @@ mod journal;
 mod lake;
 mod proxy;
 mod query;
+mod reach;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};

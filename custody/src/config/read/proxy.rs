@@ -1,6 +1,6 @@
 //! Reads what the proxy needs: `[proxy]`, `[[server]]`, `[[key]]`.
 
-use super::{is_http_url, listen, values};
+use super::{listen, reach, values};
 use crate::config::document::Document;
 use crate::config::section::{At, Section};
 use crate::config::{Durability, Key, Proxy, Recipient, Rule, Server};
@@ -74,22 +74,15 @@ fn server<'t>(d: &mut Document<'t>, mut s: Section<'t>) -> Option<Server> {
             format!("server.name {value:?} must be 1 to 64 of a-z A-Z 0-9 _ -: it stands in URLs"),
         );
     }
-    let url = s.required(d, "url");
-    if let Some(At { line, value }) = &url
-        && !is_http_url(value)
-    {
-        d.mistake(
-            *line,
-            format!("server.url must be http://host[:port]/path or https://…, not {value:?}"),
-        );
-    }
+    let reach = reach::reach(d, &mut s);
+    let timeout_ms = s.integer(d, "timeout_ms", 1..=3_600_000);
     let phi = s.boolean(d, "phi").unwrap_or(true);
     on_audit_failure(d, &mut s, phi);
     let recipient = d.subsection(&mut s, "recipient").and_then(|r| recipient(d, r));
     let rules = d.subsections(&mut s, "rule").into_iter().map(|r| rule(d, r)).collect();
     d.finish_section(s);
-    let (name, url) = (name?.value, url?.value);
-    Some(Server { name, url, phi, recipient, rules })
+    let (name, reach) = (name?.value, reach?);
+    Some(Server { name, reach, timeout_ms, phi, recipient, rules })
 }
 
 /// Only `deny` can be had in this version; the other word is told apart for `phi` servers.

@@ -1,6 +1,7 @@
 //! What a configuration may say, and what is said of one that cannot be used.
 
 use super::*;
+use crate::config::reach::Reach;
 
 fn read(text: &str) -> Result<Config, Vec<String>> {
     with_environment(text, &[])
@@ -25,7 +26,10 @@ fn three_mistakes_are_reported_together_with_their_lines() {
     assert_eq!(mistakes.len(), 3, "{mistakes:#?}");
     assert!(mistakes[0].starts_with("line 2: listen must be an address"));
     assert!(mistakes[1].starts_with("line 3: unknown key proxy.audit_wait;"), "{mistakes:?}");
-    assert_eq!(mistakes[2], "line 5: [[server]] needs the key `url`");
+    assert_eq!(
+        mistakes[2],
+        "line 5: [[server]] needs the key `url`, or `command` for a program on this machine"
+    );
 }
 
 #[test]
@@ -181,4 +185,52 @@ fn a_stores_options_pass_as_they_are_and_are_not_printed() {
     assert_eq!(config.hash, read(&text.replace("hunter2", "other")).unwrap().hash);
     let wrong = read(&text.replace("s3:", "ftp:")).unwrap_err();
     assert!(wrong[0].starts_with("line 2: lake.url must begin with one of file:"), "{wrong:?}");
+}
+
+#[test]
+fn a_server_is_a_url_or_a_command_with_what_belongs_to_it() {
+    let text = "[[server]]\nname = \"files\"\ncommand = [\"npx\", \"-y\"]\nargs = [\"server\"]\nenv = { PATH = \"/bin\", LEVEL = 3 }\nmax_processes = 4\ntimeout_ms = 5000\n[[server]]\nname = \"old\"\nurl = \"https://h/sse\"\ntransport = \"sse\"\nheaders = { X-Api-Key = \"k-synthetic\" }\noauth = { token_url = \"https://a/t\", client_id = \"c\", client_secret = \"s-synthetic\", scopes = [\"a\", \"b\"] }\n";
+    let text = text.replace(
+        "headers = { X-Api-Key = \"k-synthetic\" }\n",
+        "headers = { X-Api-Key = \"k-synthetic\" }\nbreaker_failures = 0\n",
+    );
+    let config = read(&text).unwrap();
+    let Reach::Stdio(command) = &config.servers[0].reach else { panic!("{:?}", config.servers) };
+    assert_eq!(
+        (command.program.as_str(), &command.args[..]),
+        ("npx", &["-y".into(), "server".into()][..])
+    );
+    assert_eq!((&*command.env.0["LEVEL"], command.max_processes), ("3", 4));
+    assert_eq!(config.servers[0].timeout_ms, Some(5000));
+    let Reach::LegacySse(address) = &config.servers[1].reach else {
+        panic!("{:?}", config.servers)
+    };
+    assert_eq!(
+        (&*address.headers.0["X-Api-Key"], address.breaker_failures),
+        ("k-synthetic", Some(0))
+    );
+    assert_eq!(address.oauth.as_ref().unwrap().scopes, ["a", "b"]);
+    assert!(!format!("{config:?}").contains("synthetic"), "no secret is printed");
+    let other = text.replace("k-synthetic", "k-other").replace("s-synthetic", "s-other");
+    assert_eq!(config.hash, read(&other).unwrap().hash, "no secret is hashed");
+}
+
+#[test]
+fn what_cannot_reach_a_server_is_told_with_its_line() {
+    let text = "[[server]]\nname = \"a\"\nurl = \"http://h/\"\ncommand = \"npx\"\n[[server]]\nname = \"b\"\nurl = \"http://h/\"\ntransport = \"smoke\"\ncertificate = \"/none.pem\"\nheaders = { Host = \"x\", Authorization = \"Bearer k\" }\noauth = { token_url = \"ftp://a\", client_id = \"c\" }\n[[server]]\nname = \"c\"\ncommand = []\ncwd = \"/none\"\nurll = \"\"\n";
+    let wrong = read(text).unwrap_err();
+    let expected = [
+        "line 4: server.command and server.url are two ways",
+        "line 5: server.certificate and server.key belong together",
+        "line 8: server.transport must be",
+        "line 9: certificate \"/none.pem\" cannot be read",
+        "line 10: server.headers.Host is written by the proxy",
+        "line 11: oauth needs the key `client_secret`",
+        "line 11: oauth.token_url must be",
+        "line 14: server.command must name a program",
+        "line 16: unknown key server.urll",
+    ];
+    for text in expected {
+        assert!(wrong.iter().any(|mistake| mistake.starts_with(text)), "{text}\n{wrong:#?}");
+    }
 }
