@@ -9,6 +9,7 @@ mod mistakes;
 mod quiet;
 mod stdio;
 mod streams;
+mod upstreams;
 
 use std::collections::HashMap;
 use std::future::Future;
