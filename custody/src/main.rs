@@ -15,6 +15,8 @@
 #[cfg(feature = "query")]
 mod ask;
 mod config;
+#[cfg(feature = "proxy")]
+mod connect;
 #[cfg(feature = "demo")]
 mod demo;
 #[cfg(feature = "query")]
@@ -86,6 +88,16 @@ enum Command {
         #[command(subcommand)]
         action: Option<ProxyCommand>,
     },
+    /// An MCP server on standard input and output that is the server at URL: for clients that only
+    /// start programs.
+    ///
+    /// The agent's key is taken from the environment variable CUSTODY_KEY. Everything passes the
+    /// proxy at URL, which records it. Ends when its input is closed.
+    #[cfg(feature = "proxy")]
+    #[command(
+        after_help = "Examples:\n  CUSTODY_KEY=… custody connect http://127.0.0.1:7400/servers/ehr/mcp\n  custody connect --key-env EHR_KEY --ca /etc/custody/ca.pem https://proxy.example/servers/ehr/mcp\n\nIn a client's configuration:\n  { \"command\": \"custody\", \"args\": [\"connect\", \"http://127.0.0.1:7400/servers/ehr/mcp\"],\n    \"env\": { \"CUSTODY_KEY\": \"…\" } }"
+    )]
+    Connect(connect::Connect),
     /// One ingest worker alone: from Kafka into the lake, exactly once.
     ///
     /// Workers of one group share the partitions; more of them may come and go at any time.
@@ -249,6 +261,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         #[cfg(feature = "proxy")]
         Command::Proxy { action: Some(ProxyCommand::Resend(resend)), .. } => resend::run(&resend),
+        #[cfg(feature = "proxy")]
+        Command::Connect(options) => serve::block_on(connect::run(options)),
         #[cfg(feature = "ingest")]
         Command::Ingest(file) => {
             let (config, kafka) = file.load_for_kafka("custody ingest")?;

@@ -174,7 +174,7 @@ impl Errand {
         let mut framer = Framer::new(self.proxy.max_message_bytes + 4096);
         let mut before = 0;
         loop {
-            while let Some(frame) = framer.next().map_err(|_| Unread::TooLong)? {
+            while let Some(frame) = framer.frame().map_err(|_| Unread::TooLong)? {
                 let Some(data) = frame.data.filter(|data| !data.is_empty()) else { continue };
                 let examined = answer::examine(&self.served.server.rules, Some(asked), &data);
                 if examined.answer.is_some() {

@@ -46,7 +46,7 @@ mod session;
 mod spans;
 #[allow(dead_code, reason = "what hides tools and joins servers comes next")]
 mod splice;
-mod sse;
+pub mod sse;
 mod stall;
 mod stream;
 #[cfg(test)]
@@ -66,7 +66,7 @@ use tokio_util::sync::CancellationToken;
 pub use config::{Config, Limits, Mistake, OnAuditFailure, Server};
 pub use identity::{Identity, StaticKey};
 pub use metrics::{Page, Ready, Watched};
-pub use upstream::{TlsError, reach};
+pub use upstream::{TlsError, reach, tls_towards};
 
 use gate::Gate;
 use identity::Authority;

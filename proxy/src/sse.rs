@@ -8,11 +8,11 @@ use bytes::{Bytes, BytesMut};
 
 /// One event of a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Frame {
+pub struct Frame {
     /// The bytes as they came, terminator included.
-    pub(crate) raw: Bytes,
+    pub raw: Bytes,
     /// The event's data: its `data` lines, joined by line feeds. Nothing for comments.
-    pub(crate) data: Option<Bytes>,
+    pub data: Option<Bytes>,
 }
 
 impl Frame {
@@ -62,11 +62,11 @@ fn is_field(line: &[u8]) -> bool {
 
 /// An event is longer than the limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct TooLong;
+pub struct TooLong;
 
 /// Collects bytes until an event is complete.
 #[derive(Debug)]
-pub(crate) struct Framer {
+pub struct Framer {
     buffer: BytesMut,
     /// Up to here the buffer holds whole lines of the current event.
     scanned: usize,
@@ -77,17 +77,21 @@ pub(crate) struct Framer {
 
 impl Framer {
     /// A framer for events of at most `limit` bytes.
-    pub(crate) fn new(limit: usize) -> Self {
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
         Self { buffer: BytesMut::new(), scanned: 0, after_cr: false, limit }
     }
 
     /// Adds bytes that have arrived.
-    pub(crate) fn push(&mut self, bytes: &[u8]) {
+    pub fn push(&mut self, bytes: &[u8]) {
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// The next whole event.
-    pub(crate) fn next(&mut self) -> Result<Option<Frame>, TooLong> {
+    /// The next whole event, nothing if it has not come yet.
+    ///
+    /// # Errors
+    /// [`TooLong`], once and for all.
+    pub fn frame(&mut self) -> Result<Option<Frame>, TooLong> {
         loop {
             let Some(line) = self.line() else {
                 return if self.buffer.len() > self.limit { Err(TooLong) } else { Ok(None) };
@@ -104,7 +108,7 @@ impl Framer {
     }
 
     /// What is left when the stream has ended: an event without its terminator.
-    pub(crate) fn rest(&mut self) -> Option<Frame> {
+    pub fn rest(&mut self) -> Option<Frame> {
         self.scanned = 0;
         let raw = self.buffer.split().freeze();
         (!raw.is_empty()).then(|| frame(raw))
@@ -181,7 +185,7 @@ mod tests {
         let mut frames = Vec::new();
         for piece in pieces {
             framer.push(piece);
-            while let Some(frame) = framer.next().unwrap() {
+            while let Some(frame) = framer.frame().unwrap() {
                 frames.push(frame);
             }
         }
@@ -237,9 +241,9 @@ mod tests {
     fn an_event_longer_than_the_limit_is_an_error() {
         let mut framer = Framer::new(16);
         framer.push(b"data: 0123456789");
-        assert_eq!(framer.next(), Ok(None));
+        assert_eq!(framer.frame(), Ok(None));
         framer.push(b"0");
-        assert_eq!(framer.next(), Err(TooLong));
+        assert_eq!(framer.frame(), Err(TooLong));
     }
 
     proptest! {

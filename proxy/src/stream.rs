@@ -142,7 +142,7 @@ impl Streaming {
         loop {
             let mut frames = Vec::new();
             while frames.len() < MAX_AT_ONCE {
-                match self.framer.next() {
+                match self.framer.frame() {
                     Ok(Some(frame)) => frames.push(frame),
                     Ok(None) => break,
                     Err(_) if frames.is_empty() => return Heard::TooLong,

@@ -1,8 +1,10 @@
 """The official Python MCP client goes through steps.json and writes down what it saw.
 
     mcp_client.py --url URL --out FILE [--key KEY] [--era 2025-11-25|2026-07-28|auto]
-                  [--steps A,B,…] [--skip A,B,…] [--keep FOLDER]
+                  [--steps A,B,…] [--skip A,B,…] [--keep FOLDER] [--connect PROGRAM]
 
+With --connect it starts `PROGRAM connect URL` and speaks to that over its standard input and output;
+then there are no `exchange`s.
 Writes JSON lines: one `client`, the `step`s, the `exchange`s, one `done` (README.md says what is
 in them). Exit: 0 every step ended as steps.json expects, 1 one did not, 2 no connection.
 """
@@ -22,7 +24,8 @@ from typing import Any
 import httpx2
 import mcp_types as types
 from exchanges import Recorder
-from mcp import Client, MCPError
+from mcp import Client, MCPError, StdioServerParameters
+from mcp.client.stdio import stdio_client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPDeprecationWarning
 
@@ -145,6 +148,7 @@ def introduction(client: Client, era: str) -> dict[str, Any]:
 
 async def run(options: argparse.Namespace, recorder: Recorder, lines: list[dict[str, Any]]) -> None:
     headers = {"Authorization": f"Bearer {options.key}"} if options.key else {}
+    environment = {"CUSTODY_KEY": options.key} if options.key else {}
     timeout = httpx2.Timeout(30, read=60)
     notified = {"notifications/message": asyncio.Event()}
 
@@ -152,8 +156,15 @@ async def run(options: argparse.Namespace, recorder: Recorder, lines: list[dict[
         notified["notifications/message"].set()
 
     async with httpx2.AsyncClient(transport=recorder, headers=headers, timeout=timeout) as http:
+        if options.connect:
+            program = StdioServerParameters(
+                command=options.connect, args=["connect", options.url], env=environment
+            )
+            transport = stdio_client(program)
+        else:
+            transport = streamable_http_client(options.url, http_client=http)
         async with Client(
-            streamable_http_client(options.url, http_client=http),
+            transport,
             mode=MODE[options.era],
             client_info=types.Implementation(name="custody-test-python", version="1"),
             sampling_callback=sample,
@@ -194,6 +205,7 @@ def main() -> int:
     parser.add_argument("--out", required=True, help="file for the JSON lines")
     parser.add_argument("--key", help="sent as Authorization: Bearer KEY")
     parser.add_argument("--era", default="2025-11-25", choices=sorted(MODE))
+    parser.add_argument("--connect", help="speak to PROGRAM connect URL", metavar="PROGRAM")
     parser.add_argument("--steps", help="only these of steps.json, with commas between")
     parser.add_argument("--skip", help="not these of steps.json, with commas between")
     parser.add_argument("--keep", help="also write the bytes of every exchange into this folder")

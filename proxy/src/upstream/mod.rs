@@ -27,7 +27,7 @@ use crate::splice::Message;
 
 pub(crate) use body::Body;
 pub(crate) use notes::{Desk, Heard, Note};
-pub use tls::TlsError;
+pub use tls::{TlsError, config as tls_towards};
 
 use channel::{Bounds, Channels, Kind};
 use http::Http;

@@ -15,7 +15,10 @@ pub struct TlsError {
 }
 
 /// The settings of TLS towards the server `name`.
-pub(super) fn config(name: &str, address: &Address) -> Result<ClientConfig, TlsError> {
+///
+/// # Errors
+/// [`TlsError`], which says what is wrong with which file.
+pub fn config(name: &str, address: &Address) -> Result<ClientConfig, TlsError> {
     let wrong = |reason: String| TlsError { server: name.to_owned(), reason };
     let provider = rustls::crypto::aws_lc_rs::default_provider();
     let builder = ClientConfig::builder_with_provider(provider.into())

@@ -73,7 +73,7 @@ struct Stream {
 impl Stream {
     async fn next(&mut self) -> Result<Option<Frame>, Over> {
         loop {
-            if let Some(frame) = self.framer.next().map_err(|_| Over)? {
+            if let Some(frame) = self.framer.frame().map_err(|_| Over)? {
                 return Ok(Some(frame));
             }
             let Some(frame) = self.body.frame().await else { return Ok(None) };
