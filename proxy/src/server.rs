@@ -152,6 +152,7 @@ async fn handle(
             }
         },
         Place::Metrics => {
+            proxy.watched.metrics.sessions(proxy.sessions.count());
             let (media, page) = proxy.watched.text();
             typed(StatusCode::OK, media, page)
         }

@@ -190,7 +190,8 @@ fn signed(
 ) -> Result<Checkpoint, Fault> {
     let size = stated(note).map_or(0, |checkpoint| checkpoint.size);
     let keys = ring.writers.iter().filter(|key| key.name == stream.writer());
-    let mut opened = keys.filter_map(|key| Some((Checkpoint::verify(note, &[&key.vkey]).ok()?, key)));
+    let mut opened =
+        keys.filter_map(|key| Some((Checkpoint::verify(note, &[&key.vkey]).ok()?, key)));
     let Some((checkpoint, key)) = opened.next_back() else { return Err(Fault::Unsigned(size)) };
     if stream_of(&ring.deployment, &checkpoint).as_ref() != Some(stream) {
         return Err(Fault::Unsigned(size));

@@ -11,6 +11,7 @@ mod fidelity;
 mod kill;
 mod line;
 mod operations;
+mod soak;
 mod structure;
 mod syscalls;
 mod verify;

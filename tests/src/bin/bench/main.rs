@@ -8,6 +8,8 @@ mod load;
 mod minimal;
 mod outage;
 mod proxy;
+mod sessions;
+mod soak;
 mod storm;
 mod stub;
 
@@ -24,6 +26,8 @@ struct Arguments {
 enum Command {
     /// Direct, minimal proxy, custody without and with flushing, in turns.
     Proxy(proxy::Options),
+    /// Idle sessions and busy agents for a long time: what grows, what stays behind.
+    Soak(soak::Options),
     /// How long after its answer a call is in SQL.
     Freshness(freshness::Options),
     /// A whole cluster: events/s, processor time of each role, replicated against local, freshness.
@@ -36,6 +40,8 @@ enum Command {
     Gateway(gateway::Options),
     /// An upstream that answers every call with the same bytes (a process of its own).
     Stub(stub::Options),
+    /// An MCP server with sessions (a process of its own).
+    Sessions(sessions::Options),
     /// A byte-transparent proxy without anything else (a process of its own).
     Minimal(minimal::Options),
 }
@@ -44,6 +50,8 @@ fn main() -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     match Arguments::parse().command {
         Command::Proxy(options) => runtime.block_on(proxy::run(options)),
+        Command::Soak(options) => runtime.block_on(soak::run(options)),
+        Command::Sessions(options) => runtime.block_on(sessions::run(options)),
         Command::Freshness(options) => runtime.block_on(freshness::run(options)),
         Command::Cluster(options) => runtime.block_on(cluster::run(options)),
         Command::Outage(options) => runtime.block_on(outage::run(options)),

@@ -37,7 +37,7 @@ const CONTENDERS: [&str; 5] =
     ["direct", "minimal proxy", "custody, audit off", "custody, unsynced", "custody, audit local"];
 
 /// A process that ends with the benchmark.
-struct Running(Child);
+pub struct Running(pub Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -47,7 +47,11 @@ impl Drop for Running {
 }
 
 impl Running {
-    fn start(command: &mut Command) -> anyhow::Result<Self> {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(command: &mut Command) -> anyhow::Result<Self> {
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
         child.map(Self).with_context(|| format!("cannot start {command:?}"))
     }
@@ -119,7 +123,11 @@ fn start(options: &Options, bytes: usize, data: &Path) -> anyhow::Result<Vec<Run
     Ok(running)
 }
 
-fn wait_for(port: u16) -> anyhow::Result<()> {
+/// Waits until something listens on `port`, for at most half a minute.
+///
+/// # Errors
+/// When nothing does.
+pub fn wait_for(port: u16) -> anyhow::Result<()> {
     let until = Instant::now() + Duration::from_secs(30);
     while Probe::connect(("127.0.0.1", port)).is_err() {
         if Instant::now() > until {
