@@ -90,6 +90,16 @@ enum Change {
     Take(PathBuf),
 }
 
+impl Change {
+    /// The file that may come to light by it.
+    fn inode(&self) -> Option<u64> {
+        match self {
+            Self::Put(_, inode) | Self::Move(_, _, inode) => Some(*inode),
+            Self::Take(_) => None,
+        }
+    }
+}
+
 #[derive(Clone, Debug, Default)]
 struct Content {
     visible: Vec<u8>,
@@ -196,7 +206,9 @@ impl Disk {
                 content.visible.clone_from(&content.durable);
             }
         }
-        let used: BTreeSet<u64> = names.values().chain(durable.values()).copied().collect();
+        let changed = changes.iter().filter_map(Change::inode);
+        let used: BTreeSet<u64> =
+            names.values().chain(durable.values()).copied().chain(changed).collect();
         files.retain(|inode, _| used.contains(inode));
         state.dead = false;
         state.fuse = None;

@@ -30,7 +30,7 @@ pub(crate) const ROOT: &str = "/simulated";
 /// How many histories are tried unless more are asked for.
 const SEEDS: u64 = 200;
 /// What happens in one life at most.
-const STEPS: u64 = 60;
+const STEPS: u64 = 80;
 
 /// What happened in a history.
 #[derive(Clone, Copy, Debug, Default)]
@@ -87,9 +87,10 @@ fn history(seed: u64) -> Figures {
 
 /// How unkind the disk is.
 fn odds(dice: &mut Dice) -> Odds {
-    match dice.below(4) {
+    match dice.below(5) {
         0 => Odds::default(),
         1 => Odds { syncs: 60, ..Odds::default() },
+        3 => Odds { reads: 40, ..Odds::default() },
         2 => Odds { reads: 2, writes: 30, syncs: 30, names: 30 },
         _ => Odds { reads: 5, writes: 150, syncs: 150, names: 150 },
     }

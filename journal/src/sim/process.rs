@@ -34,12 +34,12 @@ impl Setting {
     pub(crate) fn draw(dice: &mut Dice) -> Self {
         let options = WriterOptions {
             segment_bytes: *dice.pick(&[8 << 10, 16 << 10, 64 << 10]),
-            spool_max_bytes: *dice.pick(&[1 << 30, 1 << 30, 3 << 20]),
+            spool_max_bytes: *dice.pick(&[1 << 30, 1 << 30, 600 << 10]),
             queue: *dice.pick(&[4, 64]),
             roll_after: Duration::from_secs(*dice.pick(&[20, 24 * 3600])),
             ..WriterOptions::new(super::ROOT, "edge-1")
         };
-        let disk_bytes = *dice.pick(&[1 << 40, 1 << 40, 4 << 20]);
+        let disk_bytes = *dice.pick(&[1 << 40, 1 << 40, 1 << 20]);
         Self { disk_bytes, options }
     }
 }
@@ -105,6 +105,9 @@ impl Process {
                 _ => self.commit(dice),
             }
             self.hear(truth, disk);
+            let status = self.writer.status();
+            let (used, most) = (status.spool_used_bytes, status.spool_max_bytes);
+            assert!(used <= most, "{used} bytes in a spool that may hold {most}");
             if disk.is_dead() {
                 break;
             }

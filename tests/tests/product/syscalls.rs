@@ -1,5 +1,6 @@
 //! System calls that fail or are a process's last: nothing acknowledged is lost, the next run
-//! starts. `tests/faults/syscalls` tries every case, this test a sample.
+//! starts. `tests/faults/syscalls` tries every case, this test a sample. And mutants of all kinds:
+//! `tests/faults/mutants` sees that each is caught, this test that each can still be made.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -29,4 +30,11 @@ fn survives(program: &str, every: &str) {
 #[test]
 fn a_spool_survives_every_kind_of_system_call_that_fails_or_is_the_last() {
     survives("spool_work", "31");
+}
+
+#[test]
+fn every_mutant_can_still_be_applied() {
+    let table = Path::new(env!("CARGO_MANIFEST_DIR")).join("faults/mutants");
+    let run = Command::new(table).arg("--check").output().expect("python3 runs it");
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stdout));
 }
