@@ -212,11 +212,11 @@ impl Lane {
             Some(Ok(file)) if file.len_and_inode()?.0 >= need => file,
             Some(Err(error)) => {
                 tracing::warn!(%error, "the next segment could not be prepared; taking a small one");
-                segment::prepare(&self.options.dir, need)?
+                self.prepare(need)?
             }
             _ => {
                 let size = self.options.segment_bytes.min(FIRST_SEGMENT).max(need);
-                segment::prepare(&self.options.dir, size)?
+                self.prepare(size)?
             }
         };
         let at = now();
@@ -235,10 +235,16 @@ impl Lane {
         Ok(())
     }
 
+    fn prepare(&self, size: u64) -> io::Result<File> {
+        self.shelf.room().takes(size);
+        segment::prepare(&self.options.dir, size)
+    }
+
     fn prepare_next(&mut self) {
         if !self.options.lane.prepares() {
             return;
         }
+        self.shelf.room().takes(self.options.segment_bytes);
         let (dir, size) = (self.options.dir.clone(), self.options.segment_bytes);
         let in_dir = self.options.dir.as_path();
         match Meanwhile::start("journal-prepare", in_dir, move || segment::prepare(&dir, size)) {

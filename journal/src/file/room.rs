@@ -29,7 +29,7 @@ pub(crate) struct NoRoom {
 pub(crate) struct Room {
     dir: PathBuf,
     max: u64,
-    /// Bytes of disk that must stay free, so that the next segment can be prepared.
+    /// Bytes of disk that must stay free, so that the next segment of each lane can be prepared.
     floor: u64,
     state: Mutex<State>,
 }
@@ -74,6 +74,12 @@ impl Room {
     /// Counts `bytes` as used.
     pub(crate) fn grew(&self, bytes: u64) {
         self.state.lock().used += bytes;
+    }
+
+    /// Notes that a file of `bytes` is being made on the disk, whose own answer may not show it yet.
+    pub(crate) fn takes(&self, bytes: u64) {
+        let mut state = self.state.lock();
+        state.disk_free = state.disk_free.saturating_sub(bytes);
     }
 
     /// Counts `bytes` as free again.

@@ -113,6 +113,11 @@ impl Shelf {
         self.grown.notify_all();
     }
 
+    /// The room that its segments take up.
+    pub(crate) fn room(&self) -> &Room {
+        &self.room
+    }
+
     /// The last segment.
     pub(crate) fn last(&self) -> Option<Stored> {
         self.state.lock().segments.back().cloned()

@@ -103,7 +103,7 @@ impl Spool {
     /// Locks and opens the spool in `options.dir`.
     pub(crate) fn open(options: &SpoolOptions) -> Result<Self, SpoolError> {
         let lock = Lock::take(&options.dir)?;
-        let floor = options.segment_bytes;
+        let floor = 2 * options.segment_bytes;
         let room = Arc::new(Room::new(&options.dir, options.max_bytes, floor));
         let lane = |lane| {
             let options = LaneOptions {

@@ -347,9 +347,14 @@ impl State {
         }
     }
 
+    /// Bytes of the files that have a name.
+    fn used(&self) -> u64 {
+        let len = |inode| self.files.get(inode).map_or(0, |content| content.visible.len() as u64);
+        self.names.values().map(len).sum()
+    }
+
     fn free(&self) -> u64 {
-        let used: usize = self.files.values().map(|content| content.visible.len()).sum();
-        self.capacity.saturating_sub(used as u64)
+        self.capacity.saturating_sub(self.used())
     }
 }
 
@@ -365,11 +370,11 @@ impl File {
         let mut state = self.disk.0.lock();
         let at = usize::try_from(position).unwrap();
         let entered = state.enter(Operation::Write);
-        let State { dice, files, capacity, .. } = &mut *state;
-        let used: usize = files.values().map(|content| content.visible.len()).sum();
+        let free = state.free();
+        let State { dice, files, .. } = &mut *state;
         let content = files.get_mut(&self.inode).ok_or(io::ErrorKind::NotFound)?;
         let grows = (at + bytes.len()).saturating_sub(content.visible.len());
-        let full = (used + grows) as u64 > *capacity;
+        let full = grows as u64 > free;
         if entered.is_err() || full {
             // Some of it is written all the same, the first bytes first.
             let room = if full { bytes.len().saturating_sub(grows) } else { bytes.len() };

@@ -137,12 +137,12 @@ impl Committer {
 
     /// Stores one batch; whether more messages wait.
     fn step(&mut self, shared: &Shared) -> bool {
+        if self.run.as_ref().is_some_and(|run| run.owes_roll(self.options.roll_after)) {
+            self.roll(shared);
+        }
         if self.run.is_none() && !self.begin_again(shared) {
             self.refuse_all();
             return false;
-        }
-        if self.run.as_ref().is_some_and(|run| run.owes_roll(self.options.roll_after)) {
-            self.roll(shared);
         }
         if self.close_is_next() {
             return true;
