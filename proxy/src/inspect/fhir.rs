@@ -1,125 +1,19 @@
 //! Recognises FHIR R4 and R5 JSON, and the patients that it is about.
 //!
 //! A patient is found as a `Patient` resource, as the target of a reference (relative, absolute,
-//! `urn:` within a Bundle, by identifier, contained), and, in what an agent sends, as a path or
-//! query that names one. Several patients of a Bundle are several subjects. It reads in one pass
-//! without recursion over the message; JSON inside a text or blob is read the same way, at most
-//! [`MAX_NESTING`] deep.
+//! `urn:` within a Bundle, by identifier, contained), in any other string that names one, and, in
+//! what an agent sends, as an id that is asked for. Several patients of a Bundle are several
+//! subjects. It reads in one pass without recursion over the message, and hands texts and blobs
+//! that may hold more to [`super::work`].
 
 use std::borrow::Cow;
-use std::sync::LazyLock;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use custody_schemas::words::Direction;
-use memchr::memmem::{self, Finder};
-
-use super::patients::{
-    MAX_MENTIONS, Mention, PATIENT, Patients, Under, patient_in_path, patient_in_query,
-};
-use super::subjects::Found;
+use super::clues::{Ahead, Clue, Clues, Hits};
+use super::identifiers::Identifier;
+use super::patients::{Mention, Patients, Under};
+use super::references::{self, Sure};
+use super::work::Work;
 use crate::scan::{ScanError, Scanner, Text, Token};
-
-/// How many bytes are examined for one message, texts inside it counted again.
-pub(crate) const MAX_WORK_BYTES: usize = 64 << 20;
-/// How deep JSON in a text in JSON is read.
-const MAX_NESTING: u32 = 3;
-/// How many values one text may hold one after the other.
-const MAX_VALUES_IN_TEXT: u32 = 4_096;
-
-/// Words without which a message need not be read.
-struct Clues {
-    resource: Finder<'static>,
-    patient: Finder<'static>,
-    query: Finder<'static>,
-    blob: Finder<'static>,
-    mime: Finder<'static>,
-    image: Finder<'static>,
-    audio: Finder<'static>,
-}
-
-static CLUES: LazyLock<Clues> = LazyLock::new(|| Clues {
-    resource: Finder::new("resourceType"),
-    patient: Finder::new("Patient"),
-    query: Finder::new("patient="),
-    blob: Finder::new("\"blob\""),
-    mime: Finder::new("\"mimeType\""),
-    image: Finder::new("\"image\""),
-    audio: Finder::new("\"audio\""),
-});
-
-/// Looks for patients in a message.
-pub(super) fn look(bytes: &[u8], found: &mut Found) {
-    let sent = *found.direction() == Direction::Sent;
-    let clues = &*CLUES;
-    let worth_it = clues.resource.find(bytes).is_some()
-        || clues.patient.find(bytes).is_some()
-        || clues.blob.find(bytes).is_some()
-        || (sent && clues.query.find(bytes).is_some());
-    if clues.mime.find(bytes).is_some()
-        && (clues.image.find(bytes).is_some() || clues.audio.find(bytes).is_some())
-    {
-        found.note_opaque();
-    }
-    if !worth_it {
-        return;
-    }
-    let mut work = Work { left: MAX_WORK_BYTES, sent, found };
-    match std::str::from_utf8(bytes) {
-        Ok(text) => drop(work.document(text, 0)),
-        Err(_) => work.found.note_incomplete(),
-    }
-}
-
-/// Looks for a patient in a text that may be a path or URL, such as a resource's URI.
-pub(super) fn look_at_reference(text: &str, found: &mut Found) {
-    if let Some(id) = patient_in_path(text).or_else(|| patient_in_query(text)) {
-        found.add(PATIENT, id, None, Vec::new());
-    }
-}
-
-struct Work<'f> {
-    left: usize,
-    sent: bool,
-    found: &'f mut Found,
-}
-
-impl Work<'_> {
-    /// Reads one JSON value at the start of `text`; returns where it ends.
-    fn document(&mut self, text: &str, nesting: u32) -> Result<usize, ScanError> {
-        if self.left < text.len() {
-            self.found.note_incomplete();
-            return Err(ScanError::TooDeep);
-        }
-        let mut walk = Walk::new(text);
-        let result = walk.run(self, nesting);
-        let end = walk.scanner.position();
-        let read = match result {
-            Err(ScanError::Syntax(at)) => at.max(end),
-            _ => end,
-        };
-        self.left -= read.min(self.left);
-        if result == Err(ScanError::TooDeep) || walk.patients.len() >= MAX_MENTIONS {
-            self.found.note_incomplete();
-        }
-        walk.patients.settle(self.found);
-        result.map(|()| end)
-    }
-
-    /// Reads every JSON value that stands in `text`, for there may be prose around it.
-    fn text(&mut self, text: &str, nesting: u32) {
-        let Some(last) = memmem::rfind(text.as_bytes(), b"resourceType") else { return };
-        let mut at = 0;
-        for _ in 0..MAX_VALUES_IN_TEXT {
-            match memchr::memchr2(b'{', b'[', &text.as_bytes()[at..]) {
-                Some(next) if at + next < last => at += next,
-                _ => return,
-            }
-            at += self.document(&text[at..], nesting).unwrap_or(1);
-        }
-        self.found.note_incomplete();
-    }
-}
 
 /// An object or array that is open.
 #[derive(Clone, Copy)]
@@ -144,9 +38,15 @@ enum Field {
     Type,
     System,
     Value,
+    Code,
     FullUrl,
-    Mime,
+    Media,
     Blob,
+    /// Base64 if a media type stands beside it.
+    Data,
+    /// In what is sent: the parameters by which a patient is searched for.
+    AskedId,
+    AskedIdentifier,
 }
 
 impl Field {
@@ -158,13 +58,22 @@ impl Field {
             "type" => Self::Type,
             "system" => Self::System,
             "value" => Self::Value,
+            "code" => Self::Code,
             "fullUrl" => Self::FullUrl,
-            "mimeType" => Self::Mime,
+            "mimeType" | "contentType" => Self::Media,
             "blob" => Self::Blob,
+            "data" => Self::Data,
             "resource_type" if sent => Self::ResourceType,
             "resource_id" | "resourceId" if sent => Self::Id,
+            "_id" if sent => Self::AskedId,
+            "identifier" if sent => Self::AskedIdentifier,
             _ => return None,
         })
+    }
+
+    /// Whether what it names is looked at when its object is complete.
+    fn waits(self) -> bool {
+        matches!(self, Self::ResourceType | Self::Reference | Self::Type | Self::FullUrl | Self::Blob)
     }
 }
 
@@ -173,41 +82,81 @@ struct Members<'w, 'a>(&'w [(Field, Cow<'a, str>)]);
 
 impl Members<'_, '_> {
     fn get(&self, field: Field) -> Option<&str> {
-        self.0.iter().rev().find(|(known, _)| *known == field).map(|(_, text)| &**text)
+        self.all(field).next_back()
+    }
+
+    fn all(&self, field: Field) -> impl DoubleEndedIterator<Item = &str> {
+        self.0.iter().filter(move |(known, _)| *known == field).map(|(_, text)| &**text)
     }
 }
 
-struct Walk<'a> {
+/// What a key says of the value behind it.
+#[derive(Clone, Copy)]
+struct Key {
+    field: Option<Field>,
+    under: Under,
+    /// Whether an id behind it is a patient's, in what an agent sends.
+    asks: bool,
+}
+
+impl Key {
+    const NONE: Self = Self { field: None, under: Under::Other, asks: false };
+
+    fn of(key: &str, sent: bool) -> Self {
+        // no word of ours is longer
+        if key.len() > 13 {
+            return Self::NONE;
+        }
+        let asks = sent && matches!(key, "patient" | "patientId" | "patient_id" | "patientID");
+        Self { field: Field::key(key, sent), under: Under::key(key), asks }
+    }
+}
+
+/// The reading of one JSON value.
+pub(super) struct Walk<'a> {
     scanner: Scanner<'a>,
+    clues: Ahead<'a>,
     open: Vec<Frame>,
     /// The fields of all open objects, outermost first.
     fields: Vec<(Field, Cow<'a, str>)>,
-    /// The identifiers (system, value) of all open objects, outermost first.
-    identifiers: Vec<(String, String)>,
-    key: Cow<'a, str>,
-    patients: Patients,
+    /// The identifiers of all open objects, outermost first.
+    identifiers: Vec<Identifier>,
+    /// The type of the identifier that is being read.
+    code: Option<Cow<'a, str>>,
+    key: Key,
+    pub(super) patients: Patients,
 }
 
 impl<'a> Walk<'a> {
-    fn new(text: &'a str) -> Self {
+    /// A reading of the value at the start of `text`, of whose clues `clues` are.
+    pub(super) fn new(text: &'a str, clues: Ahead<'a>) -> Self {
         Self {
             scanner: Scanner::over(text),
+            clues,
             open: Vec::new(),
             fields: Vec::new(),
             identifiers: Vec::new(),
-            key: Cow::Borrowed(""),
+            code: None,
+            key: Key::NONE,
             patients: Patients::default(),
         }
     }
 
-    fn run(&mut self, work: &mut Work<'_>, nesting: u32) -> Result<(), ScanError> {
+    /// The position behind what has been read.
+    pub(super) fn position(&self) -> usize {
+        self.scanner.position()
+    }
+
+    /// Reads the value to its end.
+    pub(super) fn run(&mut self, work: &mut Work<'_>, nesting: u32) -> Result<(), ScanError> {
         while let Some(token) = self.scanner.step()? {
             match token {
                 Token::ObjectStart => self.enter(false),
                 Token::ArrayStart => self.enter(true),
                 Token::ObjectEnd => self.leave_object(work, nesting),
                 Token::ArrayEnd => drop(self.open.pop()),
-                Token::Key(key) => self.key = key.decode(),
+                Token::Key(key) if key.escaped => self.key = Key::of(&key.decode(), work.sent),
+                Token::Key(key) => self.key = Key::of(key.raw, work.sent),
                 Token::Text(text) => self.text(text, work, nesting),
                 Token::Number(digits) => self.number(digits),
                 Token::Bool(_) | Token::Null => {}
@@ -219,8 +168,11 @@ impl<'a> Walk<'a> {
     fn enter(&mut self, array: bool) {
         let under = match self.open.last() {
             Some(outer) if outer.array => outer.under,
-            _ => Under::key(&self.key),
+            _ => self.key.under,
         };
+        if under == Under::Identifier && !array {
+            self.code = None;
+        }
         self.open.push(Frame {
             array,
             under,
@@ -231,73 +183,144 @@ impl<'a> Walk<'a> {
         });
     }
 
+    #[inline]
     fn text(&mut self, text: Text<'a>, work: &mut Work<'_>, nesting: u32) {
-        if nesting < MAX_NESTING
-            && text.raw.len() > 16
-            && CLUES.resource.find(text.raw.as_bytes()).is_some()
-        {
-            work.text(&text.decode(), nesting + 1);
+        let end = self.scanner.position();
+        let hits = self.clues.between(end - text.raw.len(), end);
+        let in_array = self.open.last().is_some_and(|frame| frame.array);
+        let field = self.key.field.filter(|field| !in_array || *field == Field::AskedId);
+        if field.is_none() && !hits.any() && !self.key.asks {
+            return;
         }
-        let Some(frame) = self.open.last() else { return };
-        let field = if frame.array { None } else { Field::key(&self.key, work.sent) };
+        self.telling_text(text, field, hits, (work, nesting));
+    }
+
+    /// A string that says something.
+    fn telling_text(
+        &mut self,
+        text: Text<'a>,
+        field: Option<Field>,
+        hits: Hits,
+        (work, nesting): (&mut Work<'_>, u32),
+    ) {
+        let plain = text.decode();
+        let hits = match hits.has(Clue::Escape) {
+            true => Clues::of(&plain).all(),
+            false => hits,
+        };
+        let waits = field.is_some_and(Field::waits);
+        if hits.beyond_names() && text.raw.len() > 16 {
+            work.text(&plain, nesting + 1);
+        } else if hits.any() && !waits && (work.prose || self.key.under.is_patient()) {
+            let sure = work.sent || self.key.under.is_patient() || plain.contains("://");
+            self.patients.mention_in_text(&plain, if sure { Sure::Yes } else { Sure::No });
+        } else if self.key.asks && references::is_id(&plain) {
+            self.patients.mention(Mention::Id(plain.clone().into_owned(), Vec::new()));
+        }
         if let Some(field) = field {
-            self.fields.push((field, text.decode()));
-        } else if work.sent || (!frame.array && Under::key(&self.key).is_patient()) {
-            self.patients.mention_in_text(&text.decode());
+            self.fields.push((field, plain));
         }
     }
 
     fn number(&mut self, digits: &'a str) {
+        if self.key.asks {
+            self.patients.mention(Mention::Id(digits.to_owned(), Vec::new()));
+        }
         let in_object = self.open.last().is_some_and(|frame| !frame.array);
-        if in_object && self.key == "id" {
+        if in_object && self.key.field == Some(Field::Id) {
             self.fields.push((Field::Id, Cow::Borrowed(digits)));
         }
     }
 
     fn leave_object(&mut self, work: &mut Work<'_>, nesting: u32) {
         let Some(frame) = self.open.pop() else { return };
-        let members = Members(&self.fields[frame.fields_from..]);
-        if let Some(blob) = members.get(Field::Blob) {
-            read_blob(blob, members.get(Field::Mime), work, nesting);
+        if self.fields.len() == frame.fields_from
+            && self.identifiers.len() == frame.identifiers_from
+        {
+            return; // no member that matters
         }
-        let of_type = members.get(Field::Type);
-        let asks_for = work.sent && of_type == Some("Patient") && members.get(Field::Id).is_some();
-        let kind = members.get(Field::ResourceType).or(of_type.filter(|_| asks_for));
+        let members = Members(&self.fields[frame.fields_from..]);
+        read_blob(&members, work, nesting);
         let mut identifier = None;
         if frame.under == Under::Identifier {
-            let system = members.get(Field::System).unwrap_or_default().to_owned();
-            identifier = members.get(Field::Value).map(|value| (system, value.to_owned()));
-        } else if let Some(kind) = kind {
-            let id = members.get(Field::Id).unwrap_or_default();
-            let identifiers = &self.identifiers[frame.identifiers_from..];
-            let patient =
-                self.patients.resource(kind, id, identifiers, frame.under, frame.mentions_from);
-            if let (Some(patient), Some(outer)) = (patient, self.open.last_mut()) {
-                outer.patient = Some(patient);
-            }
-        } else if let Some(reference) = members.get(Field::Reference) {
-            self.patients.mention(Mention::to(reference, of_type, frame.under));
-        } else if let Some(url) = members.get(Field::FullUrl) {
-            self.patients.name(frame.patient, url);
-        } else if let Some((system, value)) = self.identifiers.get(frame.identifiers_from)
-            && (of_type == Some("Patient") || frame.under.is_patient())
-        {
-            self.patients.mention(Mention::Identifier(system.clone(), value.clone()));
+            identifier = members.get(Field::Value).map(|value| Identifier {
+                system: members.get(Field::System).unwrap_or_default().to_owned(),
+                value: value.to_owned(),
+                code: self.code.take().map(Cow::into_owned),
+            });
+        } else if frame.under == Under::Coding && self.types_an_identifier() {
+            let code = members.get(Field::Code).map(str::to_owned);
+            self.code = self.code.take().or(code.map(Cow::Owned));
+        } else {
+            self.somebody(frame, work.sent);
         }
+        let asked = if work.sent { self.asked_of_outer(frame) } else { Vec::new() };
         self.fields.truncate(frame.fields_from);
+        self.fields.extend(asked);
         self.identifiers.truncate(frame.identifiers_from);
         // an identifier belongs to the object around it
         self.identifiers.extend(identifier);
     }
+
+    /// Whether the coding that has just been left is that of an identifier's `type`.
+    fn types_an_identifier(&self) -> bool {
+        let around = self.open.len().checked_sub(3).and_then(|at| self.open.get(at));
+        around.is_some_and(|frame| frame.under == Under::Identifier)
+    }
+
+    /// Search parameters that stand in an object of their own belong to the one around it.
+    fn asked_of_outer(&self, frame: Frame) -> Vec<(Field, Cow<'a, str>)> {
+        let asked = |field| matches!(field, Field::AskedId | Field::AskedIdentifier);
+        let own = self.fields[frame.fields_from..].iter();
+        let outer_is_object = self.open.last().is_some_and(|outer| !outer.array);
+        let typed = Members(&self.fields[frame.fields_from..]).get(Field::Type).is_some();
+        own.filter(|(field, _)| asked(*field) && outer_is_object && !typed).cloned().collect()
+    }
+
+    /// What an object says of a patient, when it has been read whole.
+    fn somebody(&mut self, frame: Frame, sent: bool) {
+        let members = Members(&self.fields[frame.fields_from..]);
+        let of_type = members.get(Field::Type);
+        let asks = sent && of_type == Some("Patient");
+        let kind = members
+            .get(Field::ResourceType)
+            .or(of_type.filter(|_| asks && members.get(Field::Id).is_some()));
+        let identifiers = &self.identifiers[frame.identifiers_from..];
+        if asks || (sent && kind == Some("Patient")) {
+            for id in members.all(Field::AskedId).flat_map(|ids| ids.split(',')) {
+                self.patients.mention(Mention::Id(id.trim().to_owned(), Vec::new()));
+            }
+            for query in members.all(Field::AskedIdentifier).flat_map(|all| all.split(',')) {
+                self.patients.mention(Mention::asked(query.trim()));
+            }
+        }
+        if let Some(kind) = kind {
+            let id = members.get(Field::Id).unwrap_or_default();
+            let from = frame.mentions_from;
+            let patient = self.patients.resource(kind, id, identifiers, frame.under, from);
+            if let (Some(patient), Some(outer)) = (patient, self.open.last_mut()) {
+                outer.patient = Some(patient);
+            }
+        } else if let Some(reference) = members.get(Field::Reference) {
+            let mention = Mention::to(reference, of_type, frame.under, identifiers);
+            self.patients.mention(mention);
+        } else if let Some(url) = members.get(Field::FullUrl) {
+            self.patients.name(frame.patient, url);
+        } else if !identifiers.is_empty()
+            && (of_type == Some("Patient") || frame.under.is_patient())
+        {
+            self.patients.mention(Mention::Identifiers(identifiers.to_vec()));
+        }
+    }
 }
 
-fn read_blob(blob: &str, mime: Option<&str>, work: &mut Work<'_>, nesting: u32) {
-    let json = mime.is_some_and(|mime| mime.contains("json")) && nesting < MAX_NESTING;
-    match json.then(|| STANDARD.decode(blob.trim())) {
-        Some(Ok(bytes)) => match String::from_utf8(bytes) {
-            Ok(text) => work.text(&text, nesting + 1),
-            Err(_) => work.found.note_opaque(),
-        },
-        _ => work.found.note_opaque(),
+/// Reads the bytes that an object holds as base64.
+fn read_blob(members: &Members<'_, '_>, work: &mut Work<'_>, nesting: u32) {
+    let media = members.get(Field::Media);
+    let kind = members.get(Field::Type).filter(|kind| matches!(*kind, "image" | "audio"));
+    let described = media.or(kind);
+    let data = members.get(Field::Data).filter(|_| described.is_some());
+    if let Some(blob) = members.get(Field::Blob).or(data) {
+        work.blob(blob, described, nesting);
     }
 }

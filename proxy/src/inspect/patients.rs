@@ -5,12 +5,10 @@
 
 use std::collections::HashMap;
 
-use memchr::memmem;
+use super::identifiers::{self, Identifier};
+use super::references::{self, Sure};
+use super::subjects::{Found, Unexamined};
 
-use super::subjects::Found;
-
-/// How many identifiers of a patient are kept.
-const MAX_IDENTIFIERS: usize = 8;
 /// How many mentions of patients are kept for one document.
 pub(super) const MAX_MENTIONS: usize = 100_000;
 /// The system of a patient's logical id.
@@ -20,6 +18,7 @@ pub(super) const PATIENT: &str = "fhir:Patient";
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Under {
     Identifier,
+    Coding,
     Contained,
     /// `patient`
     Patient,
@@ -32,6 +31,7 @@ impl Under {
     pub(super) fn key(key: &str) -> Self {
         match key {
             "identifier" => Self::Identifier,
+            "coding" => Self::Coding,
             "contained" => Self::Contained,
             "patient" => Self::Patient,
             "subject" | "beneficiary" | "individual" | "for" => Self::Subject,
@@ -48,7 +48,7 @@ impl Under {
 struct Patient {
     id: String,
     url: Option<String>,
-    identifiers: Vec<(String, String)>,
+    identifiers: Vec<Identifier>,
 }
 
 /// Something that points to a patient.
@@ -56,32 +56,45 @@ struct Patient {
 pub(super) enum Mention {
     /// The resource at this place.
     Resource(usize),
-    /// A logical id, with the absolute URL that it was part of.
-    Id(String, Option<String>),
+    /// A logical id, with what else the reference says: its absolute URL, an identifier.
+    Id(String, Vec<String>),
     /// A URN, and whether it is said to be a patient.
     Urn(String, bool),
-    /// An identifier.
-    Identifier(String, String),
+    /// Somebody who is known by identifiers only.
+    Identifiers(Vec<Identifier>),
     /// Nobody.
     Nobody,
 }
 
 impl Mention {
-    /// What a reference points to; `of_type` is its `type`.
-    pub(super) fn to(reference: &str, of_type: Option<&str>, under: Under) -> Self {
-        if let Some(id) = patient_in_path(reference) {
+    /// What a reference points to; `of_type` is its `type`, `identifiers` stand beside it.
+    pub(super) fn to(
+        reference: &str,
+        of_type: Option<&str>,
+        under: Under,
+        identifiers: &[Identifier],
+    ) -> Self {
+        if let Some(query) = reference.strip_prefix("Patient?identifier=") {
+            return Self::asked(query);
+        }
+        if let Some(id) = references::first(reference) {
             let absolute = reference.contains("://").then(|| reference.to_owned());
-            return Self::Id(id.to_owned(), absolute);
+            let others = identifiers::aliases(identifiers);
+            return Self::Id(id.to_owned(), absolute.into_iter().chain(others).collect());
         }
         if reference.starts_with("urn:") {
             let said = of_type.map_or(under == Under::Patient, |kind| kind == "Patient");
             return Self::Urn(reference.to_owned(), said);
         }
-        if let Some(query) = reference.strip_prefix("Patient?identifier=") {
-            let (system, value) = query.split_once('|').unwrap_or(("", query));
-            return Self::Identifier(system.to_owned(), value.to_owned());
-        }
         Self::Nobody
+    }
+
+    /// Whom a search for this identifier asks for, `system|value` or only a value.
+    pub(super) fn asked(query: &str) -> Self {
+        let (system, value) = query.split_once('|').unwrap_or(("", query));
+        let identifier =
+            Identifier { system: system.to_owned(), value: value.to_owned(), code: None };
+        if value.is_empty() { Self::Nobody } else { Self::Identifiers(vec![identifier]) }
     }
 }
 
@@ -102,13 +115,13 @@ impl Patients {
         &mut self,
         kind: &str,
         id: &str,
-        identifiers: &[(String, String)],
+        identifiers: &[Identifier],
         under: Under,
         mentions_from: usize,
     ) -> Option<usize> {
         let contained = under == Under::Contained;
         let patient = (kind == "Patient").then(|| {
-            let identifiers = identifiers.iter().take(MAX_IDENTIFIERS).cloned().collect();
+            let identifiers = identifiers.iter().take(2 * identifiers::MAX).cloned().collect();
             let id = if contained { format!("#{id}") } else { id.to_owned() };
             self.add(Patient { id, url: None, identifiers })
         });
@@ -131,11 +144,9 @@ impl Patients {
         }
     }
 
-    /// Keeps the patient that a path or query names.
-    pub(super) fn mention_in_text(&mut self, text: &str) {
-        if let Some(id) = patient_in_path(text).or_else(|| patient_in_query(text)) {
-            self.mention(Mention::Id(id.to_owned(), None));
-        }
+    /// Keeps the patients that a text names.
+    pub(super) fn mention_in_text(&mut self, text: &str, sure: Sure) {
+        references::each(text, sure, |id| self.mention(Mention::Id(id.to_owned(), Vec::new())));
     }
 
     fn add(&mut self, patient: Patient) -> usize {
@@ -196,17 +207,16 @@ impl Patients {
             let category = category.and_then(|place| self.kinds.get(place)).map(String::as_str);
             match mention {
                 Mention::Resource(index) => self.resources[*index].count(category, found),
-                Mention::Id(id, url) => {
-                    found.add(PATIENT, id, category, url.iter().cloned().collect());
-                }
+                Mention::Id(id, others) => found.add(PATIENT, id, category, others.clone()),
                 Mention::Urn(urn, said) => match self.urls.get(urn) {
                     Some(&index) => self.resources[index].count(category, found),
                     None if *said => found.add(PATIENT, urn, category, Vec::new()),
                     None => {}
                 },
-                Mention::Identifier(system, value) => {
-                    let system = if system.is_empty() { "identifier" } else { system };
-                    found.add(system, value, category, Vec::new());
+                Mention::Identifiers(all) => {
+                    if let Some((first, others)) = identifiers::name(all) {
+                        found.add(first.system(), &first.value, category, others);
+                    }
                 }
                 Mention::Nobody => {}
             }
@@ -217,45 +227,19 @@ impl Patients {
 impl Patient {
     fn count(&self, category: Option<&str>, found: &mut Found) {
         let named = !self.id.is_empty() && !self.id.contains('#');
-        let aliases = || self.identifiers.iter().map(|(system, value)| format!("{system}|{value}"));
-        match (named, self.identifiers.first(), &self.url) {
-            (true, ..) => found.add(PATIENT, &self.id, category, aliases().collect()),
-            (false, Some((system, value)), _) => {
-                let system = if system.is_empty() { "identifier" } else { system };
-                found.add(system, value, category, aliases().skip(1).collect());
+        if named {
+            let others = identifiers::aliases(&self.identifiers);
+            return found.add(PATIENT, &self.id, category, others);
+        }
+        match (identifiers::name(&self.identifiers), &self.url) {
+            (Some((first, others)), _) => {
+                found.add(first.system(), &first.value, category, others);
             }
-            (false, None, Some(url)) => found.add(PATIENT, url, category, Vec::new()),
-            (false, None, None) if !self.id.is_empty() => {
+            (None, Some(url)) => found.add(PATIENT, url, category, Vec::new()),
+            (None, None) if !self.id.is_empty() => {
                 found.add("fhir:contained", &self.id, category, Vec::new());
             }
-            (false, None, None) => found.note_incomplete(),
+            (None, None) => found.note(Unexamined::Nameless),
         }
     }
-}
-
-/// The id in `Patient/ID`, at the start or after a slash.
-pub(super) fn patient_in_path(text: &str) -> Option<&str> {
-    const SEGMENT: &str = "Patient/";
-    let at = memmem::find(text.as_bytes(), SEGMENT.as_bytes())?;
-    let at_border = at == 0 || matches!(text.as_bytes()[at - 1], b'/' | b'=' | b'"' | b' ' | b'(');
-    let id = leading_id(&text[at + SEGMENT.len()..]);
-    (at_border && !id.is_empty()).then_some(id)
-}
-
-/// The id in `…?patient=ID` or `…&subject=Patient/ID`.
-pub(super) fn patient_in_query(text: &str) -> Option<&str> {
-    let (_, query) = text.split_once('?')?;
-    query.split('&').find_map(|pair| {
-        let (key, value) = pair.split_once('=')?;
-        let wanted = matches!(key, "patient" | "patient:Patient" | "subject:Patient");
-        let id = leading_id(value);
-        (wanted && !id.is_empty()).then_some(id)
-    })
-}
-
-/// A FHIR id: up to 64 letters, digits, dots and hyphens.
-fn leading_id(text: &str) -> &str {
-    let stop = |c: char| !(c.is_ascii_alphanumeric() || c == '-' || c == '.');
-    let id = &text[..text.find(stop).unwrap_or(text.len())];
-    if id.len() <= 64 { id } else { "" }
 }

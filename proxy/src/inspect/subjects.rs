@@ -18,6 +18,66 @@ const MAX_CATEGORIES: usize = 16;
 /// Where a person stands in the list: by system, then by id.
 type Places = HashMap<String, HashMap<String, usize>>;
 
+/// Why something was not examined, in the words of a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unexamined {
+    /// It could not be read.
+    Unreadable,
+    /// It is nested too deep.
+    Depth,
+    /// It is longer than what is examined of one message.
+    Length,
+    /// It names people too often.
+    Mentions,
+    /// It is about more people than are kept by name.
+    People,
+    /// It is about somebody without any identifier.
+    Nameless,
+    /// It is said to be base64 and is not.
+    Base64,
+    /// Bytes that are no text.
+    Binary,
+    /// A picture.
+    Image,
+    /// A sound.
+    Audio,
+    /// A film.
+    Video,
+    /// A PDF document.
+    Pdf,
+}
+
+impl Unexamined {
+    const ALL: [(Self, &'static str); 12] = [
+        (Self::Unreadable, "unreadable"),
+        (Self::Depth, "depth"),
+        (Self::Length, "length"),
+        (Self::Mentions, "mentions"),
+        (Self::People, "people"),
+        (Self::Nameless, "nameless"),
+        (Self::Base64, "base64"),
+        (Self::Binary, "binary"),
+        (Self::Image, "image"),
+        (Self::Audio, "audio"),
+        (Self::Video, "video"),
+        (Self::Pdf, "pdf"),
+    ];
+
+    /// Whether somebody may be missing among people who were found. Beside a picture they are
+    /// taken for those whom the message is about.
+    fn leaves_out(self) -> bool {
+        matches!(
+            self,
+            Self::Unreadable
+                | Self::Depth
+                | Self::Length
+                | Self::Mentions
+                | Self::People
+                | Self::Nameless
+        )
+    }
+}
+
 /// What an inspection found.
 #[derive(Clone, Debug)]
 pub(crate) struct Found {
@@ -27,8 +87,9 @@ pub(crate) struct Found {
     received: Places,
     beyond: u64,
     ambiguous: bool,
-    incomplete: bool,
-    opaque: bool,
+    clinical: bool,
+    /// One bit for each reason.
+    unexamined: u16,
 }
 
 impl Found {
@@ -41,8 +102,8 @@ impl Found {
             received: Places::new(),
             beyond: 0,
             ambiguous: false,
-            incomplete: false,
-            opaque: false,
+            clinical: false,
+            unexamined: 0,
         }
     }
 
@@ -80,6 +141,14 @@ impl Found {
         });
     }
 
+    /// Counts a person who is only named, unless something else has named them.
+    pub(super) fn add_if_new(&mut self, system: &str, id: &str) {
+        let known = self.places(&self.direction).get(system).and_then(|ids| ids.get(id));
+        if known.is_none() {
+            self.add(system, id, None, Vec::new());
+        }
+    }
+
     fn places(&self, direction: &Direction) -> &Places {
         if *direction == Direction::Sent { &self.sent } else { &self.received }
     }
@@ -100,15 +169,15 @@ impl Found {
             self.subjects.push(new);
         } else {
             self.beyond += 1;
-            self.incomplete = true;
+            self.note(Unexamined::People);
         }
     }
 
     /// Adds what another message of the same call held.
     pub(crate) fn absorb(&mut self, other: Self) {
         self.ambiguous |= other.ambiguous;
-        self.incomplete |= other.incomplete;
-        self.opaque |= other.opaque;
+        self.clinical |= other.clinical;
+        self.unexamined |= other.unexamined;
         self.beyond += other.beyond;
         for subject in other.subjects {
             self.merge(subject);
@@ -120,14 +189,19 @@ impl Found {
         self.ambiguous |= twin;
     }
 
-    /// Notes that not all of the message was examined.
+    /// Notes that the message could not be read.
     pub(crate) fn note_incomplete(&mut self) {
-        self.incomplete = true;
+        self.note(Unexamined::Unreadable);
     }
 
-    /// Notes that the message holds something that cannot be examined, such as a picture.
-    pub(super) fn note_opaque(&mut self) {
-        self.opaque = true;
+    /// Notes why part of the message was not examined.
+    pub(super) fn note(&mut self, why: Unexamined) {
+        self.unexamined |= 1 << why as u16;
+    }
+
+    /// Notes that the message is about somebody's health, whoever it is.
+    pub(super) fn note_clinical(&mut self) {
+        self.clinical = true;
     }
 
     /// Which way the data went.
@@ -139,12 +213,27 @@ impl Found {
         self.ambiguous
     }
 
-    pub(super) fn is_incomplete(&self) -> bool {
-        self.incomplete
+    pub(super) fn is_clinical(&self) -> bool {
+        self.clinical
     }
 
-    pub(super) fn is_opaque(&self) -> bool {
-        self.opaque
+    fn reasons(&self) -> impl Iterator<Item = (Unexamined, &'static str)> {
+        let noted = self.unexamined;
+        Unexamined::ALL.into_iter().filter(move |(why, _)| noted & (1 << *why as u16) != 0)
+    }
+
+    /// Whether people may be missing: something was not examined that may be about others than
+    /// those who were found.
+    pub(super) fn is_incomplete(&self) -> bool {
+        self.reasons().any(|(why, _)| match self.count() {
+            0 => why != Unexamined::Nameless,
+            _ => why.leaves_out(),
+        })
+    }
+
+    /// Why not all of it was examined, in words; nothing when all was.
+    pub(crate) fn unexamined(&self) -> Vec<&'static str> {
+        self.reasons().map(|(_, word)| word).collect()
     }
 
     /// How many people were found, those not kept by name included.

@@ -10,7 +10,7 @@ use crate::envelope::Look;
 
 fn answer_with(rules: &Rules, tool: Option<&str>, text: &str) -> Found {
     let envelope = Envelope::read(text.as_bytes(), Look::Everywhere).unwrap();
-    received(rules, tool, &envelope, text.as_bytes())
+    received(rules, tool, false, &envelope, text.as_bytes())
 }
 
 fn answer(result: serde_json::Value) -> Vec<Subject> {
