@@ -233,7 +233,13 @@ pub(crate) fn examine(rules: &inspect::Rules, asked: Option<&Asked>, bytes: &[u8
         handed: answer.as_ref().map(|_| Handed::by(&message)).unwrap_or_default(),
         answer,
         answers: message.method.is_none() && (message.result.is_some() || message.error.is_some()),
-        found: inspect::received(rules, asked.and_then(Asked::tool), &message, bytes),
+        found: inspect::received(
+            rules,
+            asked.and_then(Asked::tool),
+            asked.is_some_and(|asked| asked.definitions),
+            &message,
+            bytes,
+        ),
         method: message.method.as_deref().map(str::to_owned),
         id: message.id.map(str::to_owned),
     }

@@ -68,6 +68,8 @@ pub(crate) struct Asked {
     pub(crate) id: String,
     /// The era that the client speaks.
     pub(crate) era: Era,
+    /// Whether it asks for descriptions, such as a list of tools, and not for data.
+    pub(crate) definitions: bool,
     pub(crate) tool: Option<String>,
 }
 

@@ -130,8 +130,12 @@ impl Errand {
     /// Sends the client's `initialize` again; the id of the new session and the agreed revision.
     async fn initialize(&self, bytes: &Bytes) -> Result<(HeaderValue, HeaderValue), Gone> {
         let envelope = Envelope::read(bytes, Look::Policy).map_err(|_| Gone)?;
-        let asked =
-            Asked { id: envelope.id.unwrap_or("null").to_owned(), era: Era::Legacy, tool: None };
+        let asked = Asked {
+            id: envelope.id.unwrap_or("null").to_owned(),
+            era: Era::Legacy,
+            definitions: true,
+            tool: None,
+        };
         let recorder = &self.proxy.recorder;
         let permit = recorder.policy().decide(&self.session.caller);
         let mut facts = self.facts("initialize");

@@ -167,6 +167,7 @@ impl Visit {
         let asked = Asked {
             id: envelope.id.unwrap_or("null").to_owned(),
             era: spoken.era,
+            definitions: inspect::is_housekeeping(envelope.method()),
             tool: envelope.name.as_deref().map(str::to_owned),
         };
         Judged::Call(exchange, asked, facts)

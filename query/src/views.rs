@@ -157,7 +157,9 @@ fn accesses() -> String {
             return format!("coalesce(c.{column}, l.{column}) AS {column}");
         }
         match column {
-            "status" => "coalesce(c.status, 'in_flight') AS status".to_owned(),
+            "status" => "coalesce(c.status, CASE WHEN l.call IS NULL THEN 'relayed' \
+                ELSE 'in_flight' END) AS status"
+                .to_owned(),
             "phi" => "coalesce(c.phi, true) AS phi".to_owned(),
             other => format!("c.{other}"),
         }

@@ -13,29 +13,44 @@ use super::subjects::{Found, Unexamined};
 
 /// The kind of data that a document is.
 const CATEGORY: &str = "ClinicalDocument";
+/// How long a tag may be.
+const MAX_TAG: usize = 4 << 10;
 /// How many ids of one patient are read.
 const MAX_IDS: usize = 16;
 
-/// Looks for documents in a text; whether there is one.
+/// Looks for documents in a text; whether there is one. A document that breaks off is the last.
 pub(super) fn look(text: &str, found: &mut Found) -> bool {
     let mut any = false;
-    let mut rest = text;
-    while let Some(at) = memmem::find(rest.as_bytes(), CATEGORY.as_bytes()) {
-        let from = rest[..at].rfind('<').unwrap_or(at);
-        let mut tags = Tags { text: rest, at: from };
-        let starts = tags.next().is_some_and(|tag| tag.opens && tag.is(CATEGORY));
-        if starts {
-            any = true;
-            found.note_clinical();
-            read(&mut tags, found);
+    let mut from = 0;
+    while let Some(at) = memmem::find(&text.as_bytes()[from..], CATEGORY.as_bytes()) {
+        let at = from + at;
+        from = at + CATEGORY.len();
+        let Some(start) = bracket_before(&text[..at]) else { continue };
+        let mut tags = Tags { text, at: start };
+        if !tags.next().is_some_and(|tag| tag.opens && tag.is(CATEGORY)) {
+            continue;
         }
-        rest = &rest[tags.at.max(at + CATEGORY.len())..];
+        any = true;
+        found.note_clinical();
+        if !read(&mut tags, found) {
+            found.note(Unexamined::Unreadable);
+            break;
+        }
+        from = tags.at;
     }
     any
 }
 
-/// Reads a document whose first tag has been read.
-fn read(tags: &mut Tags<'_>, found: &mut Found) {
+/// Where the tag begins whose name comes next, with or without a prefix.
+fn bracket_before(text: &str) -> Option<usize> {
+    let bare = text.strip_suffix(':').map_or(text, |prefixed| {
+        prefixed.trim_end_matches(|c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_')
+    });
+    bare.ends_with('<').then(|| bare.len() - 1)
+}
+
+/// Reads a document whose first tag has been read; whether to its end.
+fn read(tags: &mut Tags<'_>, found: &mut Found) -> bool {
     let (mut depth, mut in_target, mut role) = (1_usize, false, None);
     let mut ids: Vec<Identifier> = Vec::new();
     let mut named = false;
@@ -67,6 +82,7 @@ fn read(tags: &mut Tags<'_>, found: &mut Found) {
     if !named {
         found.note(Unexamined::Nameless);
     }
+    depth == 0
 }
 
 fn count(ids: &[Identifier], found: &mut Found) -> bool {
@@ -172,13 +188,13 @@ impl<'a> Tags<'a> {
 
 /// Where the bracket that closes a tag stands: not the one in an attribute's value.
 fn end_of_tag(text: &str) -> Option<usize> {
-    let bytes = text.as_bytes();
+    let bytes = &text.as_bytes()[..text.len().min(MAX_TAG)];
     let mut at = 0;
     loop {
-        at += memchr::memchr3(b'>', b'"', b'\'', &bytes[at..])?;
+        at += memchr::memchr3(b'>', b'"', b'\'', bytes.get(at..)?)?;
         match bytes[at] {
             b'>' => return Some(at),
-            quote => at += 2 + memchr::memchr(quote, &bytes[at + 1..])?,
+            quote => at += 2 + memchr::memchr(quote, bytes.get(at + 1..)?)?,
         }
     }
 }
@@ -225,7 +241,9 @@ mod tests {
         let prefixed = one.replace("</", "</cda:").replace("<id", "<cda:id");
         let prefixed = ["ClinicalDocument ", "recordTarget>", "patientRole>", "patient>"]
             .iter()
-            .fold(prefixed, |text, name| text.replace(&format!("<{name}"), &format!("<cda:{name}")));
+            .fold(prefixed, |text, name| {
+                text.replace(&format!("<{name}"), &format!("<cda:{name}"))
+            });
         assert_eq!(subjects(&prefixed).0.len(), 1, "{prefixed}");
         let two = format!("First: {one} second: {}", one.replace("\"A\"", "\"B\""));
         let ids: Vec<_> = subjects(&two).0.into_iter().map(|subject| subject.id).collect();
@@ -244,7 +262,12 @@ mod tests {
         for length in 0..whole.len() {
             subjects(&whole[..length]);
         }
-        for text in ["ClinicalDocument", "<ClinicalDocument", "a ClinicalDocument > b", "</ClinicalDocument>"] {
+        for text in [
+            "ClinicalDocument",
+            "<ClinicalDocument",
+            "a ClinicalDocument > b",
+            "</ClinicalDocument>",
+        ] {
             assert!(!subjects(text).1.is_clinical(), "{text}");
         }
         let cut = &whole[..whole.find("<author>").unwrap()];

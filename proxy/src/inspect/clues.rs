@@ -22,8 +22,7 @@ pub(super) enum Clue {
     Escape = 4,
 }
 
-const ALL: [Clue; 5] =
-    [Clue::Patient, Clue::Resource, Clue::Message, Clue::Document, Clue::Escape];
+const ALL: [Clue; 5] = [Clue::Patient, Clue::Resource, Clue::Message, Clue::Document, Clue::Escape];
 
 /// In the order of [`ALL`].
 static WORDS: LazyLock<[Finder<'static>; 5]> = LazyLock::new(|| {

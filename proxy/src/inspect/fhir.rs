@@ -73,7 +73,10 @@ impl Field {
 
     /// Whether what it names is looked at when its object is complete.
     fn waits(self) -> bool {
-        matches!(self, Self::ResourceType | Self::Reference | Self::Type | Self::FullUrl | Self::Blob)
+        matches!(
+            self,
+            Self::ResourceType | Self::Reference | Self::Type | Self::FullUrl | Self::Blob
+        )
     }
 }
 
@@ -185,7 +188,7 @@ impl<'a> Walk<'a> {
 
     #[inline]
     fn text(&mut self, text: Text<'a>, work: &mut Work<'_>, nesting: u32) {
-        let end = self.scanner.position();
+        let end = self.scanner.position() - 1; // the closing quote
         let hits = self.clues.between(end - text.raw.len(), end);
         let in_array = self.open.last().is_some_and(|frame| frame.array);
         let field = self.key.field.filter(|field| !in_array || *field == Field::AskedId);

@@ -12,7 +12,8 @@ use super::subjects::{Found, Unexamined};
 
 /// Segments that say something of a patient.
 const CLINICAL: [&str; 14] = [
-    "PID", "PV1", "OBR", "OBX", "NK1", "DG1", "AL1", "IN1", "ORC", "RXA", "RXE", "SCH", "TXA", "PRB",
+    "PID", "PV1", "OBR", "OBX", "NK1", "DG1", "AL1", "IN1", "ORC", "RXA", "RXE", "SCH", "TXA",
+    "PRB",
 ];
 
 /// The separators of a message.
@@ -175,20 +176,23 @@ mod tests {
     #[test]
     fn every_message_and_every_patient_group_is_read() {
         let second = ADMISSION.replace("M1^", "M2^").replace("PV1", "MRG|OLD^^^HOSP^MR\rPV1");
-        let (subjects, _) = subjects(&format!("FHS|^~\\&|a\rBHS|^~\\&|a\r{ADMISSION}{second}BTS|2\r"));
+        let (subjects, _) =
+            subjects(&format!("FHS|^~\\&|a\rBHS|^~\\&|a\r{ADMISSION}{second}BTS|2\r"));
         let ids: Vec<_> = subjects.iter().map(|subject| &*subject.id).collect();
         assert_eq!(ids, ["M1", "M2", "OLD"]);
     }
 
     #[test]
     fn older_versions_name_a_patient_in_the_fields_beside() {
-        let (subjects, _) = subjects("MSH|^~\\&|A|B|C|D|1||ORU^R01|1|P|2.2\rPID|1|X9|||DOE\rOBX|1\r");
+        let (subjects, _) =
+            subjects("MSH|^~\\&|A|B|C|D|1||ORU^R01|1|P|2.2\rPID|1|X9|||DOE\rOBX|1\r");
         assert_eq!((&*subjects[0].system, &*subjects[0].id), ("hl7v2", "X9"));
     }
 
     #[test]
     fn a_message_that_names_nobody_is_protected_data_all_the_same() {
-        let (nobody, found) = subjects("MSH|^~\\&|A|B|C|D|1||ORU^R01|1|P|2.5\rPID|1||\rOBX|1|NM|1\r");
+        let (nobody, found) =
+            subjects("MSH|^~\\&|A|B|C|D|1||ORU^R01|1|P|2.5\rPID|1||\rOBX|1|NM|1\r");
         assert!(nobody.is_empty() && found.is_clinical());
         let (_, receipt) = subjects("MSH|^~\\&|A|B|C|D|1||ACK^A01|1|P|2.5\rMSA|AA|1\r");
         assert!(!receipt.is_clinical());

@@ -116,6 +116,11 @@ pub(crate) fn data(phi: bool, found: &Found) -> Data {
     }
 }
 
+/// Why not all of the data was examined, for a record that says it.
+pub(crate) fn unexamined(phi: bool, found: &Found) -> Vec<&'static str> {
+    if data(phi, found).is_empty() { Vec::new() } else { found.unexamined() }
+}
+
 /// What inspection says of one message, apart from any call.
 #[derive(Clone, Debug)]
 pub struct Survey {

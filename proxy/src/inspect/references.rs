@@ -57,7 +57,8 @@ fn after_type<'t>(before: &str, rest: &'t str) -> Option<&'t str> {
 
 /// What follows `patient`: the value of a search parameter.
 fn after_key(rest: &str) -> Option<&str> {
-    let value = ["=", ":Patient=", "._id=", "%3D"].iter().find_map(|mark| rest.strip_prefix(mark))?;
+    let value =
+        ["=", ":Patient=", "._id=", "%3D"].iter().find_map(|mark| rest.strip_prefix(mark))?;
     // `Patient/1` is found where it stands
     (!value.starts_with("Patient")).then_some(value)
 }

@@ -188,6 +188,163 @@ fn the_status_says_what_was_seen_and_what_was_not() {
     assert!(data(true, &Found::new(Direction::Received)).is_phi());
 }
 
+fn survey_of(result: serde_json::Value) -> Survey {
+    let text = json!({"jsonrpc": "2.0", "id": 1, "result": result}).to_string();
+    survey(&Rules::default(), &Direction::Received, text.as_bytes()).unwrap()
+}
+
+fn base64(text: &str) -> String {
+    base64::Engine::encode(&base64::engine::general_purpose::STANDARD, text)
+}
+
+#[test]
+fn messages_and_documents_of_other_standards_are_recognised_wherever_they_stand() {
+    let message = "MSH|^~\\&|A|B|C|D|1||ADT^A01|1|P|2.5\rPID|1||M1^^^HOSP^MR\rPV1|1|I\r";
+    let document = "<ClinicalDocument xmlns=\"urn:hl7-org:v3\"><recordTarget><patientRole>\
+        <id root=\"1.2\" extension=\"M1\"/></patientRole></recordTarget></ClinicalDocument>";
+    for (text, system) in [(message, "hl7v2:HOSP"), (document, "urn:oid:1.2")] {
+        for result in [
+            json!({"content": [{"type": "text", "text": text}]}),
+            json!({"content": [{"type": "text", "text": json!({"m": [text]}).to_string()}]}),
+            json!({"structuredContent": {"message": text}}),
+            json!({"contents": [{"uri": "x", "mimeType": "text/plain", "blob": base64(text)}]}),
+            json!({"contents": [{"uri": "x", "blob": base64(text)}]}),
+            json!({"structuredContent": {"resourceType": "Binary", "id": "b",
+                "contentType": "text/plain", "data": base64(text)}}),
+        ] {
+            let data = survey_of(result.clone()).data;
+            assert_eq!(ids(&data.subjects), ["M1"], "{result}");
+            assert_eq!(data.subjects[0].system, system);
+            assert_eq!(data.subject_status, Some(SubjectStatus::Recognised));
+        }
+    }
+    let nobody = message.replace("M1^^^HOSP^MR", "");
+    let text = json!({"id": 1, "result": {"text": nobody}}).to_string();
+    let found = answer_with(&Rules::default(), None, &text);
+    assert!(data(false, &found).is_phi(), "it is protected data whatever the server is");
+    assert_eq!(data(false, &found).subject_status, Some(SubjectStatus::Unrecognised));
+}
+
+#[test]
+fn a_patient_who_is_only_named_is_recognised_in_any_string() {
+    for result in [
+        json!({"structuredContent": {"link": [{"url": "https://ehr/Observation?patient=p1&_page=2"}]}}),
+        json!({"structuredContent": {"link": [{"url": "https://ehr/Observation?subject=Patient%2Fp1"}]}}),
+        json!({"structuredContent": {"resourceType": "List", "id": "l", "note": "see Patient/p1."}}),
+        json!({"content": [{"type": "text", "text": "Patient/p1 was seen; so was nobody."}]}),
+        json!({"content": [{"type": "text", "text": "{\"rows\":[{\"who\":\"Patient/p1\"}]}"}]}),
+        json!({"structuredContent": {"subject": {"reference": "Pati\u{65}nt/p1"}}}),
+    ] {
+        let escaped = result.to_string().replace("Patient/", "P\\u0061tient\\/");
+        for text in [result.to_string(), escaped] {
+            let text = format!("{{\"id\":1,\"result\":{text}}}");
+            let found = answer_with(&Rules::default(), None, &text).into_subjects();
+            assert_eq!(ids(&found), ["p1"], "{text}");
+        }
+    }
+    assert!(answer(json!({"content": [{"type": "text", "text": "Patient/family: 1"}]})).is_empty());
+}
+
+#[test]
+fn examples_in_descriptions_are_no_patients() {
+    let text = r#"{"id":1,"result":{"tools":[{"description":"for example Patient/54321"}]}}"#;
+    let envelope = Envelope::read(text.as_bytes(), Look::Everywhere).unwrap();
+    let found = |definitions| {
+        received(&Rules::default(), None, definitions, &envelope, text.as_bytes()).count()
+    };
+    assert_eq!((found(true), found(false)), (0, 1));
+}
+
+#[test]
+fn a_search_names_whom_it_is_for() {
+    let call = |arguments| request("tools/call", json!({"name": "t", "arguments": arguments}));
+    for (arguments, id) in [
+        (json!({"type": "Observation", "searchParam": {"patient": "p1"}}), "p1"),
+        (json!({"type": "Observation", "searchParam": {"patient": ["p1"]}}), "p1"),
+        (json!({"type": "Observation", "searchParam": {"subject": "Patient/p1"}}), "p1"),
+        (json!({"type": "Patient", "searchParam": {"_id": "p1"}}), "p1"),
+        (json!({"type": "Patient", "searchParam": {"_id": ["p1"]}}), "p1"),
+        (json!({"type": "Patient", "searchParam": {"identifier": "urn:mrn|m1"}}), "m1"),
+        (json!({"patientId": "p1"}), "p1"),
+        (json!({"patient_id": 17}), "17"),
+    ] {
+        assert_eq!(ids(&call(arguments.clone())), [id], "{arguments}");
+    }
+    for arguments in [
+        json!({"type": "Observation", "searchParam": {"_id": "o1"}}),
+        json!({"patient": "ann"}),
+        json!({"type": "Device", "searchParam": {"identifier": "urn:udi|1"}}),
+    ] {
+        assert!(call(arguments.clone()).is_empty(), "{arguments}");
+    }
+}
+
+#[test]
+fn record_numbers_are_aliases_and_numbers_of_the_state_are_not() {
+    let typed = |code: &str| json!({"coding": [{"system": "v2-0203", "code": code}]});
+    let found = answer(json!({"structuredContent": {"resourceType": "Patient", "id": "p1",
+        "identifier": [
+            {"system": "http://hl7.org/fhir/sid/us-ssn", "value": "999-11-2222"},
+            {"system": "urn:any", "value": "7"},
+            {"system": "urn:licence", "type": typed("DL"), "value": "S9"},
+            {"type": typed("MR"), "system": "urn:mrn", "value": "m1"}]}}));
+    assert_eq!(found[0].aliases, ["urn:mrn|m1", "urn:any|7"]);
+    let found = answer(json!({"structuredContent": {"resourceType": "Observation", "id": "o",
+        "subject": {"reference": "Patient/p1", "identifier": {"system": "urn:mrn", "value": "m1"}}}}));
+    assert_eq!((ids(&found), &*found[0].aliases[0]), (vec!["p1"], "urn:mrn|m1"));
+}
+
+#[test]
+fn what_was_not_examined_is_said_with_its_reason() {
+    let image = json!({"type": "image", "data": "AAAA", "mimeType": "image/png"});
+    let blob = |media: &str, bytes: &str| json!({"contents": [{"uri": "a", "mimeType": media, "blob": bytes}]});
+    for (result, why) in [
+        (json!({"content": [image.clone()]}), "image"),
+        (json!({"content": [{"type": "audio", "data": "AAAA", "mimeType": "audio/wav"}]}), "audio"),
+        (blob("application/pdf", "JVBERi0="), "pdf"),
+        (blob("application/octet-stream", "JVBERgD/"), "pdf"),
+        (blob("application/octet-stream", "/wD/"), "binary"),
+        (blob("text/plain", "no base64!"), "base64"),
+        (json!({"structuredContent": {"resourceType": "Patient"}}), "nameless"),
+    ] {
+        assert_eq!(survey_of(result.clone()).unexamined, [why], "{result}");
+    }
+    let mut nested = patient("p1").to_string();
+    for _ in 0..12 {
+        nested = json!({ "t": nested }).to_string();
+    }
+    assert_eq!(survey_of(json!({ "text": nested })).unexamined, ["depth"]);
+    let both = survey_of(json!({"structuredContent": patient("p1"), "content": [image]}));
+    assert_eq!(both.unexamined, ["image"]);
+    assert_eq!(both.data.subject_status, Some(SubjectStatus::Recognised));
+}
+
+#[test]
+fn five_thousand_lines_are_read_to_the_last() {
+    let lines: Vec<_> = (0..5_000).map(|i| patient(&i.to_string()).to_string()).collect();
+    let text = lines.join("\n");
+    let blob = json!({"contents": [{"uri": "x", "mimeType": "application/fhir+ndjson",
+        "blob": base64(&text)}]});
+    for result in [json!({"content": [{"type": "text", "text": text}]}), blob] {
+        let survey = survey_of(result);
+        assert_eq!(survey.data.subjects.len(), 5_000);
+        assert_eq!(survey.data.subject_status, Some(SubjectStatus::Recognised));
+    }
+}
+
+#[test]
+fn hostile_texts_take_no_more_than_their_share_of_work() {
+    let words = "resourceType Patient/1 MSH|^~\\&| <ClinicalDocument ";
+    for piece in ["[", "{\"a\":", "[[]", "{\"resourceType\":", "{\"a\":\"", "MSH|^~\\&|", words] {
+        let text = format!("{words}{} {words}", piece.repeat(1 << 15));
+        let text = json!({"id": 1, "result": {"text": text}}).to_string();
+        let started = std::time::Instant::now();
+        drop(answer_with(&Rules::default(), None, &text));
+        let took = started.elapsed();
+        assert!(took.as_secs() < 30, "{piece:?} took {took:?}");
+    }
+}
+
 #[test]
 fn more_people_than_are_kept_by_name_are_counted() {
     let entries: Vec<_> =

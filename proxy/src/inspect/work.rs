@@ -65,12 +65,7 @@ impl<'f> Work<'f> {
     }
 
     /// Reads one JSON value at the start of `text`; returns where it ends.
-    fn document(
-        &mut self,
-        text: &str,
-        clues: Ahead<'_>,
-        nesting: u32,
-    ) -> Result<usize, ScanError> {
+    fn document(&mut self, text: &str, clues: Ahead<'_>, nesting: u32) -> Result<usize, ScanError> {
         let mut walk = Walk::new(text, clues);
         let result = walk.run(self, nesting);
         let end = walk.position();
@@ -106,7 +101,7 @@ impl<'f> Work<'f> {
         self.spend(text.len());
         let clues = Clues::of(text);
         self.note_clues(&clues);
-        let mut ahead = clues.from(0);
+        let (all, mut ahead) = (clues.all(), clues.from(0));
         let (mut read_to, mut at) = (0, 0);
         while let Some(clue) = ahead.next(at)
             && self.left > 0
@@ -122,7 +117,7 @@ impl<'f> Work<'f> {
             }
             match self.document(&text[from..], clues.from(from), nesting) {
                 Ok(length) if from + length > clue => {
-                    self.prose(&text[read_to..from], clues.all());
+                    self.prose(&text[read_to..from], all);
                     read_to = from + length;
                     at = read_to;
                 }
@@ -130,7 +125,7 @@ impl<'f> Work<'f> {
                 Err(_) => at = from + 1,
             }
         }
-        self.prose(&text[read_to..], clues.all());
+        self.prose(&text[read_to..], all);
     }
 
     /// Reads what is no JSON, looking for what there are clues of.

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use custody_journal::writer::AppendError;
 use custody_journal::{Appending, Part, Slot};
 use custody_schemas::edits::Edits;
-use custody_schemas::event::{Data, Decision, Draft, Outcome, Subject};
+use custody_schemas::event::{Decision, Draft, Outcome, Subject};
 use custody_schemas::id::{CallId, Hash, Uint};
 use custody_schemas::json::Json;
 use custody_schemas::kind::Kind;
@@ -132,14 +132,7 @@ struct Told {
 
 /// Hands over the people that an opening or ending has no room for.
 fn list(slot: &mut Slot, call: CallId, facts: &Facts, parts: Vec<Vec<Subject>>) -> Vec<Appending> {
-    let count = parts.len() as u64;
-    let listed = (1u64..).zip(parts).map(|(part, subjects)| {
-        let mut draft = facts.draft(Kind::SubjectsListed, Some(call), None);
-        draft.data = Data { subjects, ..inspect::data(true, &Found::none()) };
-        draft.data.subject_status = None;
-        slot.list(draft.with("part", part).with("parts", count))
-    });
-    listed.collect()
+    facts.listings(Some(call), parts).map(|draft| slot.list(draft)).collect()
 }
 
 /// Waits until all of these are durable.

@@ -14,11 +14,12 @@ use bytes::Bytes;
 use custody_journal::writer::AppendError;
 use custody_journal::{OutBody, Part, Slot, Writer};
 use custody_schemas::edits::Edits;
-use custody_schemas::event::{Data, Decision, Draft, PrevCall, What, Who};
+use custody_schemas::event::{Data, Decision, Draft, PrevCall, Subject, What, Who};
 use custody_schemas::id::{CallId, Uint};
 use custody_schemas::json::Json;
 use custody_schemas::kind::Kind;
 use custody_schemas::split_subjects;
+use futures::future::join_all;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
@@ -178,11 +179,17 @@ impl Recorder {
         }
     }
 
-    /// Records a message beside calls, which may then go on.
+    /// Records a message beside calls, which may then go on. The people that it has no room for
+    /// are listed before it; those of a call's message are listed with the call.
     pub(crate) async fn relay(&self, relayed: Relayed) -> Result<Cleared, Unrecorded> {
         let facts = &relayed.facts;
         let mut draft = facts.draft(Kind::MessageRelayed, relayed.call, None);
-        draft.data = facts.data_with_first_subjects();
+        let (first, parts) = split_subjects(facts.found.clone().into_subjects());
+        draft.data = Data { subjects: first, ..inspect::data(facts.phi, &facts.found) };
+        if relayed.call.is_none() && !parts.is_empty() {
+            let listed = facts.listings(None, parts).map(|draft| self.append(draft, Vec::new()));
+            join_all(listed).await.into_iter().collect::<Result<(), _>>()?;
+        }
         draft = draft.with(
             "direction",
             match relayed.way {
@@ -297,15 +304,34 @@ impl Facts {
         draft.what = Some(Arc::clone(&self.what));
         draft.decision = decision.map(Arc::clone);
         draft.prev_call = self.prev.clone();
-        if let Some(headers) = &self.headers
-            && kind_of_message
-        {
-            draft = draft.with("headers", headers.clone());
+        if kind_of_message {
+            if let Some(headers) = &self.headers {
+                draft = draft.with("headers", headers.clone());
+            }
+            let unexamined = inspect::unexamined(self.phi, &self.found);
+            if !unexamined.is_empty() {
+                draft = draft.with("not_examined", unexamined);
+            }
         }
         if self.by_proxy {
             draft = draft.with("by", "proxy");
         }
         draft
+    }
+
+    /// The events that list people apart.
+    fn listings(
+        &self,
+        call: Option<CallId>,
+        parts: Vec<Vec<Subject>>,
+    ) -> impl Iterator<Item = Draft> {
+        let count = parts.len() as u64;
+        (1u64..).zip(parts).map(move |(part, subjects)| {
+            let mut draft = self.draft(Kind::SubjectsListed, call, None);
+            draft.data = Data { subjects, ..inspect::data(true, &Found::none()) };
+            draft.data.subject_status = None;
+            draft.with("part", part).with("parts", count)
+        })
     }
 
     /// The data of an event that has no `subjects.listed` beside it.

@@ -116,7 +116,9 @@ fn read(folder: &PathBuf) -> anyhow::Result<Vec<Value>> {
         let path = entry?.path();
         if path.extension().is_some_and(|ending| ending == "json") {
             let bytes = std::fs::read(&path)?;
-            bundles.push(serde_json::from_slice(&bytes).with_context(|| format!("{}", path.display()))?);
+            bundles.push(
+                serde_json::from_slice(&bytes).with_context(|| format!("{}", path.display()))?,
+            );
         }
     }
     Ok(bundles)
@@ -145,6 +147,7 @@ fn made_up(people: u32) -> Value {
         entry.push(json!({"resourceType": "Condition", "id": format!("c{n}"), "subject": subject,
             "code": code("38341003", "Hypertensive disorder"), "recordedDate": "2026-01-01"}));
     }
-    let entry: Vec<Value> = entry.into_iter().map(|resource| json!({"resource": resource})).collect();
+    let entry: Vec<Value> =
+        entry.into_iter().map(|resource| json!({"resource": resource})).collect();
     json!({"resourceType": "Bundle", "type": "searchset", "entry": entry})
 }

@@ -4,6 +4,7 @@
 mod cluster;
 mod freshness;
 mod gateway;
+mod inspect;
 mod load;
 mod minimal;
 mod outage;
@@ -38,6 +39,8 @@ enum Command {
     Storm(storm::Options),
     /// Our proxy alone (a process of its own).
     Gateway(gateway::Options),
+    /// How fast messages are looked through for patients.
+    Inspect(inspect::Options),
     /// An upstream that answers every call with the same bytes (a process of its own).
     Stub(stub::Options),
     /// An MCP server with sessions (a process of its own).
@@ -57,6 +60,7 @@ fn main() -> anyhow::Result<()> {
         Command::Outage(options) => runtime.block_on(outage::run(options)),
         Command::Storm(options) => runtime.block_on(storm::run(options)),
         Command::Gateway(options) => runtime.block_on(gateway::run(options)),
+        Command::Inspect(options) => inspect::run(&options),
         Command::Stub(options) => runtime.block_on(stub::run(options)),
         Command::Minimal(options) => runtime.block_on(minimal::run(options)),
     }
