@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Installs what the tests need beside cargo, each piece once, into a cache folder.
 #
-#   tests/tools.sh [libraries] [tracer] [runner] [deny] [python] [node] [kafka] [minio] [compose]
-#                                                         nothing named = all of them
+#   tests/tools.sh [libraries] [tracer] [runner] [deny] [python] [node] [hospital] [kafka] [minio]
+#                  [compose]                              nothing named = all of them
 #
 #   libraries  cmake, pkg-config, OpenSSL's headers: what librdkafka is built with
 #   tracer     strace, with which system calls are made to fail
@@ -10,6 +10,8 @@
 #   deny       cargo-deny                                   → $CUSTODY_CACHE/tools/bin
 #   python     MCP clients, DuckDB and Polars with Delta    → $CUSTODY_CACHE/python/bin/python
 #   node       Node 22, MCP clients and server-everything   → $CUSTODY_CACHE/node/node_modules
+#   hospital   a FHIR server, an MCP server before it,
+#              and twenty made-up patients              → $CUSTODY_CACHE/hospital
 #   kafka      Apache Kafka (compose/kafka/pom.xml)         → $CUSTODY_CACHE/kafka/libs
 #   minio      MinIO, built from its Go module              → $CUSTODY_CACHE/minio/minio
 #   compose    compose-go, which judges the compose file    → $CUSTODY_CACHE/compose/compose
@@ -84,19 +86,37 @@ crate() {
 runner() { crate cargo-nextest "$NEXTEST"; }
 deny() { crate cargo-deny "$DENY"; }
 
-python() {
-  rm -rf "$cache/python"
-  if ! python3 -m venv "$cache/python" >"$cache/logs/venv.log" 2>&1; then
+# venv FOLDER REQUIREMENTS [PIP-OPTION…]: a virtual environment with these packages in it.
+venv() {
+  local folder=$1 requirements=$2
+  shift 2
+  rm -rf "$folder"
+  if ! python3 -m venv "$folder" >"$cache/logs/venv.log" 2>&1; then
     if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
       say "python: this python3 cannot make a venv, installing python3-venv"
       attempt apt-get sh -c 'apt-get update && apt-get install -y python3-venv'
     fi
-    rm -rf "$cache/python"
-    python3 -m venv "$cache/python" >"$cache/logs/venv.log" 2>&1 ||
+    rm -rf "$folder"
+    python3 -m venv "$folder" >"$cache/logs/venv.log" 2>&1 ||
       die "python3 cannot make a venv: install python3-venv (see $cache/logs/venv.log)"
   fi
-  attempt python "$cache/python/bin/python" -m pip install --no-input --disable-pip-version-check \
-    --only-binary :all: -r "$here/clients/requirements.txt"
+  attempt "$(basename "$folder")" "$folder/bin/python" -m pip install --no-input \
+    --disable-pip-version-check --only-binary :all: "$@" -r "$requirements"
+}
+python() { venv "$cache/python" "$here/clients/requirements.txt"; }
+
+# A FHIR server and an MCP server before it, whose wishes for versions contradict each other, so the
+# files name every package; and patients whom Synthea makes up, with the same seed each time.
+hospital() {
+  local made="$cache/hospital/synthea"
+  rm -rf "$cache/hospital"
+  mkdir -p "$cache/hospital"
+  venv "$cache/hospital/ehr" "$here/hospital/ehr.txt" --no-deps
+  venv "$cache/hospital/mcp" "$here/hospital/mcp.txt" --no-deps
+  venv "$made" "$here/hospital/synthea.txt" --no-deps
+  attempt patients "$made/bin/synthea" -p 20 -s 42 -r 20260101 -o "$made/out"
+  mv "$made/out/fhir" "$cache/hospital/data"
+  rm -rf "$made"
 }
 
 node() {
@@ -165,6 +185,12 @@ install() {
       python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
         die "$(python3 --version) is too old, the clients need 3.10 or newer"
       piece python "$(python3 --version) $(cksum <"$here/clients/requirements.txt")" python
+      ;;
+    hospital)
+      need python3 "install Python 3.11 or newer"
+      python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+        die "$(python3 --version) is too old, the hospital needs 3.11 or newer"
+      piece hospital "$(python3 --version) $(cat "$here"/hospital/*.txt | cksum)" hospital
       ;;
     node)
       need npm "install Node with npm (any version: the tests bring their own Node 22)"

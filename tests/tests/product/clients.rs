@@ -10,7 +10,7 @@ use custody_tests::wait;
 use serde_json::{Map, Value, json};
 
 /// Where `tests/tools.sh` has installed the libraries.
-fn cache() -> PathBuf {
+pub(crate) fn cache() -> PathBuf {
     let home = || PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cache/custody");
     std::env::var_os("CUSTODY_CACHE").map_or_else(home, PathBuf::from)
 }

@@ -8,6 +8,7 @@ mod conformance;
 mod demo;
 mod distributed;
 mod fidelity;
+mod hospital;
 mod kill;
 mod line;
 mod operations;
