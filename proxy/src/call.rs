@@ -15,6 +15,8 @@ use custody_schemas::id::{Bytes as Digits, CallId, Hash};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use hyper::body::Incoming;
 use sha2::{Digest, Sha256};
+use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::task::block_in_place;
 use tracing::Instrument as _;
 
 use crate::Served;
@@ -118,7 +120,7 @@ pub(crate) async fn post(visit: Visit, mut body: Incoming) -> Response<Payload> 
             return visit.refuse(visit.denial(&caller, stop, &Envelope::default(), None)).await;
         }
     };
-    match visit.judge(&caller, &bytes) {
+    match apart(bytes.len(), || visit.judge(&caller, &bytes)) {
         Judged::Refused(denial) => visit.refuse(denial).await,
         Judged::Call(exchange, asked, facts) => exchange.call(asked, facts, bytes).await,
         Judged::Other(exchange, facts, beside) => {
@@ -427,6 +429,15 @@ impl Exchange<'_> {
         }
         headers
     }
+}
+
+/// Reads a request; a long one so that other calls of this thread go on elsewhere.
+fn apart<T>(length: usize, read: impl FnOnce() -> T) -> T {
+    let threads = Handle::current().runtime_flavor();
+    if length < HEAVY_BYTES || threads == RuntimeFlavor::CurrentThread {
+        return read();
+    }
+    block_in_place(read)
 }
 
 /// Reads an answer, on a thread of its own if it is long.

@@ -56,26 +56,55 @@ impl<'a> Text<'a> {
 /// Resolves escapes of a string that the scanner has accepted; whether a surrogate stood alone.
 fn unescape(raw: &str) -> (String, bool) {
     let bytes = raw.as_bytes();
-    let mut text = String::with_capacity(raw.len());
+    let mut text = Vec::with_capacity(raw.len() + 8);
     let mut lone = false;
-    let mut from = 0;
+    let mut at = 0;
     loop {
-        let at = plain(bytes, from);
-        text.push_str(raw.get(from..at).unwrap_or_default());
-        let (c, used) = match (bytes.get(at), bytes.get(at + 1)) {
-            (None, _) => return (text, lone),
-            (Some(b'\\'), Some(b'u')) => unicode_escape(&raw[at..], &mut lone),
-            (Some(b'\\'), Some(b'b')) => ('\u{8}', 2),
-            (Some(b'\\'), Some(b'f')) => ('\u{c}', 2),
-            (Some(b'\\'), Some(b'n')) => ('\n', 2),
-            (Some(b'\\'), Some(b'r')) => ('\r', 2),
-            (Some(b'\\'), Some(b't')) => ('\t', 2),
-            (Some(b'\\'), Some(&other)) => (char::from(other), 2),
-            (Some(&other), _) => (char::from(other), 1),
+        at = copy_plain(bytes, at, &mut text);
+        let escape = match (bytes.get(at), bytes.get(at + 1)) {
+            (None, _) => break,
+            (Some(b'\\'), Some(b'u')) => {
+                let (c, used) = unicode_escape(&raw[at..], &mut lone);
+                text.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes());
+                at += used;
+                continue;
+            }
+            (Some(b'\\'), Some(b'b')) => 8,
+            (Some(b'\\'), Some(b'f')) => 12,
+            (Some(b'\\'), Some(b'n')) => b'\n',
+            (Some(b'\\'), Some(b'r')) => b'\r',
+            (Some(b'\\'), Some(b't')) => b'\t',
+            (Some(b'\\'), Some(&other)) => other,
+            (Some(&other), _) => {
+                text.push(other);
+                at += 1;
+                continue;
+            }
         };
-        text.push(c);
-        from = at + used;
+        text.push(escape);
+        at += 2;
     }
+    (String::from_utf8(text).unwrap_or_else(|_| raw.to_owned()), lone)
+}
+
+/// Copies up to the first quote, backslash or control character from `at` on; its position.
+#[inline]
+fn copy_plain(bytes: &[u8], mut at: usize, text: &mut Vec<u8>) -> usize {
+    while let Some(eight) = bytes.get(at..).and_then(|rest| rest.first_chunk::<8>()) {
+        let length = text.len();
+        // eight at once and some taken back: faster than as many as there are
+        text.extend_from_slice(eight);
+        let hits = special(*eight);
+        if hits != 0 {
+            let plain = (hits.trailing_zeros() / 8) as usize;
+            text.truncate(length + plain);
+            return at + plain;
+        }
+        at += 8;
+    }
+    let end = plain(bytes, at);
+    text.extend_from_slice(&bytes[at..end]);
+    end
 }
 
 /// The character of `\uXXXX` (or of a surrogate pair) at the start of `text`, and its length.
@@ -352,15 +381,8 @@ impl<'a> Scanner<'a> {
 /// The position of the first quote, backslash or control character from `at` on.
 #[inline]
 fn plain(bytes: &[u8], mut at: usize) -> usize {
-    const ONES: u64 = 0x0101_0101_0101_0101;
-    const HIGH: u64 = 0x8080_8080_8080_8080;
     while let Some(eight) = bytes.get(at..).and_then(|rest| rest.first_chunk::<8>()) {
-        let word = u64::from_le_bytes(*eight);
-        let quote = word ^ (ONES * 0x22);
-        let slash = word ^ (ONES * 0x5c);
-        let below = word.wrapping_sub(ONES * 0x20) & !word;
-        let zero = |x: u64| x.wrapping_sub(ONES) & !x;
-        let hits = (zero(quote) | zero(slash) | below) & HIGH;
+        let hits = special(*eight);
         if hits != 0 {
             return at + (hits.trailing_zeros() / 8) as usize;
         }
@@ -370,6 +392,19 @@ fn plain(bytes: &[u8], mut at: usize) -> usize {
         at += 1;
     }
     at
+}
+
+/// The highest bit of the first quote, backslash or control character, and perhaps of later bytes.
+#[inline]
+fn special(eight: [u8; 8]) -> u64 {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    const HIGH: u64 = 0x8080_8080_8080_8080;
+    let word = u64::from_le_bytes(eight);
+    let quote = word ^ (ONES * 0x22);
+    let slash = word ^ (ONES * 0x5c);
+    let below = word.wrapping_sub(ONES * 0x20) & !word;
+    let zero = |x: u64| x.wrapping_sub(ONES) & !x;
+    (zero(quote) | zero(slash) | below) & HIGH
 }
 
 fn four_digits(bytes: &[u8], at: usize) -> bool {
