@@ -22,7 +22,8 @@ fn who_appears_in_a_body_is_on_record_for_that_call_and_nobody_else() {
     command.args(["--patients", "4", "--each", "25", "--rounds", "4"]);
     let output = command.output().unwrap();
     let told = String::from_utf8_lossy(&output.stderr);
-    let figures: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{told}"));
+    let figures: Value =
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{told}"));
     assert!(output.status.success(), "{figures} {told}");
     assert_eq!(figures["wrong"], 0, "{told}");
     assert_eq!(figures["patients"], 4);

@@ -3,7 +3,7 @@
 //! Nothing else of the proxy runs: a figure here is the cost of reading the envelope (every key,
 //! for twins) and of inspection, together, for one message after the other.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -38,7 +38,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
             continue;
         }
         let messages: Vec<Vec<u8>> =
-            bundles.iter().flat_map(|bundle| shape(bundle)).map(|m| m.to_string().into()).collect();
+            bundles.iter().flat_map(shape).map(|m| m.to_string().into()).collect();
         let line = measure(&messages, Duration::from_secs(options.seconds))?;
         println!("{name:<28} {line}");
     }
@@ -110,7 +110,7 @@ fn core_seconds() -> anyhow::Result<f64> {
     Ok(Duration::from_nanos(nanos).as_secs_f64())
 }
 
-fn read(folder: &PathBuf) -> anyhow::Result<Vec<Value>> {
+fn read(folder: &Path) -> anyhow::Result<Vec<Value>> {
     let mut bundles = Vec::new();
     for entry in std::fs::read_dir(folder).with_context(|| format!("{}", folder.display()))? {
         let path = entry?.path();
