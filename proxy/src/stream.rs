@@ -24,7 +24,7 @@ use crate::errors::Failure;
 use crate::identity::PrincipalId;
 use crate::inspect::is_housekeeping;
 use crate::payload::{BrokenOff, Payload};
-use crate::record::{Call, Ending, Facts, Relayed, Way};
+use crate::record::{Call, Ending, Facts, LISTEN, LISTEN_ENDING, Relayed, Way};
 use crate::sse::{Frame, Framer};
 use crate::traffic::Lane;
 use crate::upstream::Body;
@@ -57,7 +57,7 @@ fn start(
         Some((asked, id, call)) => (Some(asked), Some(id), Some(call)),
         None => (None, None, None),
     };
-    let standing = call.is_none() || facts.method() == "subscriptions/listen";
+    let standing = call.is_none() || facts.method() == LISTEN;
     let streaming = Streaming {
         proxy: Arc::clone(&exchange.visit.proxy),
         served: Arc::clone(exchange.served),
@@ -198,7 +198,13 @@ impl Streaming {
                 }
             }
             if let Some(call) = &mut self.call {
-                call.absorb(examined.found.clone());
+                // what comes in a stream that stands open is on the record message by message
+                if !self.standing || examined.answer.is_some() {
+                    call.absorb(examined.found.clone());
+                }
+                if self.standing && examined.answer.is_some() && data.len() > LISTEN_ENDING {
+                    return self.fail(Failure::AnswerTooLarge, Status::TooLarge).await;
+                }
                 if ending.is_none() && examined.answer.is_some() {
                     handed = examined.handed;
                     ending = examined

@@ -66,7 +66,7 @@ impl Recorder {
         request: impl Into<Message>,
     ) -> Result<(Call, Cleared), Unrecorded> {
         let request = request.into();
-        let mut slot = self.slot().map_err(|error| {
+        let mut slot = self.slot(facts.method()).map_err(|error| {
             self.metrics.unavailable();
             tracing::warn!(%error, "a call cannot be recorded; it is refused");
             Unrecorded

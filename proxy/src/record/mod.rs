@@ -36,6 +36,10 @@ pub(crate) use call::{Call, Ending};
 /// as identifiers usually are. For more there is room as for endings that are longer than thought.
 const LISTINGS: u64 = 64;
 
+/// The request whose answer is a stream that stands open for as long as the client listens.
+pub(crate) const LISTEN: &str = "subscriptions/listen";
+/// The longest ending of such a call: it says that the stream is over, and clients have many open.
+pub(crate) const LISTEN_ENDING: usize = 64 << 10;
 /// How many events that are no calls are recorded at a time.
 const MAX_BESIDE: usize = 256;
 
@@ -139,12 +143,15 @@ impl Recorder {
     pub(crate) fn ready(&self) -> Result<(), String> {
         match self.writer.status().problem {
             Some(problem) => Err(problem),
-            None => self.slot().map(drop).map_err(|error| error.to_string()),
+            None => self.slot("").map(drop).map_err(|error| error.to_string()),
         }
     }
 
-    fn slot(&self) -> Result<Slot, AppendError> {
-        self.writer.slot_with_listings(self.ending_bytes, LISTINGS)
+    fn slot(&self, method: &str) -> Result<Slot, AppendError> {
+        match method {
+            LISTEN => self.writer.slot(LISTEN_ENDING as u64),
+            _ => self.writer.slot_with_listings(self.ending_bytes, LISTINGS),
+        }
     }
 
     /// From now on a call that is dropped was cut off by us.

@@ -279,6 +279,45 @@ async fn what_passes_beside_an_answer_is_protected_as_its_tool_is_and_else_as_it
 }
 
 #[tokio::test]
+async fn many_may_listen_for_they_take_little_room_and_no_silence_is_too_long() {
+    let listen = r#"{"jsonrpc":"2.0","id":1,"method":"subscriptions/listen","params":{"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28"}}}"#;
+    let headers = [("mcp-protocol-version", "2026-07-28"), ("mcp-method", "subscriptions/listen")];
+    let upstream = Upstream::start(|_| async {
+        let pieces = futures::stream::once(async { Ok(Bytes::from(event(SAMPLING))) });
+        let pieces = futures::StreamExt::chain(pieces, futures::stream::pending());
+        let builder = Response::builder().header("content-type", "text/event-stream");
+        builder.body(Payload::Pieces(Box::pin(pieces))).unwrap()
+    })
+    .await;
+    let small = |options: &mut WriterOptions| options.spool_max_bytes = 64 << 20;
+    let quick = |config: &mut Config| {
+        config.limits.stream_idle = Duration::from_millis(5);
+        config.limits.keep_alive = Duration::from_millis(20);
+    };
+    let bench = Bench::with(upstream.addr, small, quick).await;
+    let mut listening = Vec::new();
+    for _ in 0..40 {
+        let mut reply = bench.exchange(Method::POST, "/servers/ehr/mcp", &headers, listen).await;
+        assert_eq!(
+            (reply.status, reply.piece().await.unwrap()),
+            (StatusCode::OK, event(SAMPLING).into())
+        );
+        listening.push(reply);
+    }
+    assert_eq!(bench.writer.status().slots, 40, "with room for 16 MiB each there were three");
+    for reply in &mut listening {
+        assert_eq!(reply.piece().await.unwrap(), ": keep-alive\n\n");
+    }
+    listening.into_iter().for_each(Coming::leave);
+    let events = bench.after_endings(40).await;
+    let relayed = of_kind(&events, &Kind::MessageRelayed);
+    assert!(relayed.iter().all(|event| event.data.subjects[0].id == "p7" && event.call.is_some()));
+    for ending in of_kind(&events, &Kind::CallEnded) {
+        assert_eq!(ending.outcome.as_ref().unwrap().status.as_str(), "cancelled");
+    }
+}
+
+#[tokio::test]
 async fn a_call_that_continues_another_names_it_if_it_is_its_own() {
     let upstream = Upstream::start(|seen: Seen| async move {
         let asked = r#"{"jsonrpc":"2.0","id":1,"result":{"resultType":"input_required","inputRequests":{},"requestState":"s\/1"}}"#;
