@@ -39,6 +39,8 @@ const INITIALIZED: &[u8] = br#"{"jsonrpc":"2.0","method":"notifications/initiali
 const MAX_REFUSAL: usize = 16 << 10;
 /// How long that may take, and the ending of a session.
 const WAIT: Duration = Duration::from_secs(5);
+/// How long to wait at least before looking for sessions to end again.
+const PAUSE: Duration = Duration::from_millis(100);
 /// How many messages may come before the answer to `initialize`.
 const MAX_BEFORE: usize = 64;
 /// How many sessions are ended at their servers at a time.
@@ -284,8 +286,9 @@ fn agreed(bytes: &[u8]) -> Option<HeaderValue> {
 
 /// Ends sessions that were forgotten at their servers, as long as the proxy runs.
 pub(crate) async fn close_forgotten(proxy: Arc<Proxy>) {
+    let pause = WAIT.min(proxy.limits.session_idle).max(PAUSE);
     loop {
-        tokio::time::sleep(WAIT).await;
+        tokio::time::sleep(pause).await;
         let (sessions, untold) = proxy.sessions.leaving();
         proxy.watched.metrics.sessions(proxy.sessions.count());
         if untold > 0 {

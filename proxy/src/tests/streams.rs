@@ -279,6 +279,82 @@ async fn what_passes_beside_an_answer_is_protected_as_its_tool_is_and_else_as_it
 }
 
 #[tokio::test]
+async fn what_a_client_fetches_that_lost_its_stream_belongs_to_the_call_that_it_left() {
+    let (pieces, coming) = mpsc::channel(8);
+    let coming = Arc::new(Mutex::new(Some(coming)));
+    let upstream = Upstream::start(move |seen: Seen| {
+        let coming = Arc::clone(&coming);
+        async move {
+            match seen.method {
+                Method::GET => answer(200, "text/event-stream", event(ANSWER)),
+                _ if seen.body == INITIALIZE => in_session("s"),
+                _ => stream(coming.lock().unwrap().take().unwrap()),
+            }
+        }
+    })
+    .await;
+    let bench = Bench::start(upstream.addr, |_| {}).await;
+    let id = bench.open_session(&[]).await;
+    let session = [("mcp-session-id", id.as_str())];
+    let mut reply = bench.exchange(Method::POST, "/servers/ehr/mcp", &session, CALL).await;
+    send(&pieces, &format!("id: 7\n{}", event(PROGRESS))).await;
+    assert_eq!(reply.piece().await.unwrap(), format!("id: 7\n{}", event(PROGRESS)));
+    reply.leave();
+    let left = bench.after_endings(2).await;
+    let resumed = [session[0], ("last-event-id", "7")];
+    let rest = bench.send(Method::GET, "/servers/ehr/mcp", &resumed, "").await;
+    assert_eq!(rest.body, event(ANSWER));
+    let seen = upstream.seen().pop().unwrap();
+    assert_eq!(seen.headers["last-event-id"], "7");
+    let events = bench.events();
+    let passed = events.last().unwrap();
+    assert_eq!((&passed.kind, passed.call), (&Kind::MessageRelayed, left.last().unwrap().call));
+    assert_eq!(bench.body(passed.bodies.request.as_ref()), ANSWER);
+}
+
+#[tokio::test]
+async fn a_session_ends_when_its_client_or_its_server_says_so_and_when_nobody_uses_it() {
+    let status = Arc::new(Mutex::new(405));
+    let says = Arc::clone(&status);
+    let (deleted, mut deletes) = mpsc::channel(8);
+    let upstream = Upstream::start(move |seen: Seen| {
+        let (status, deleted) = (*says.lock().unwrap(), deleted.clone());
+        async move {
+            match seen.method {
+                Method::DELETE => {
+                    deleted.send(seen.headers["mcp-session-id"].clone()).await.unwrap();
+                    answer(status, "text/plain", "")
+                }
+                _ if seen.body == INITIALIZE => in_session("s"),
+                _ => json(ANSWER),
+            }
+        }
+    })
+    .await;
+    let bench = Bench::start(upstream.addr, |_| {}).await;
+    for (deleting, then) in [(405, 200), (200, 404)] {
+        *status.lock().unwrap() = deleting;
+        let id = bench.open_session(&[]).await;
+        let session = [("mcp-session-id", id.as_str())];
+        let ended = bench.send(Method::DELETE, "/servers/ehr/mcp", &session, "").await;
+        let after = bench.send(Method::POST, "/servers/ehr/mcp", &session, CALL).await;
+        assert_eq!((ended.status, after.status), (deleting, then));
+        assert_eq!(deletes.recv().await.unwrap(), "s");
+    }
+    let short = |config: &mut Config| config.limits.session_idle = Duration::from_millis(200);
+    let bench = Bench::start(upstream.addr, short).await;
+    let id = bench.open_session(&[]).await;
+    let told =
+        |events: &[Event]| events.iter().any(|e| e.detail.get("by") == Some(&"proxy".into()));
+    let events = bench.events_when(told).await;
+    assert_eq!(events.last().unwrap().detail["http_method"], "DELETE".into());
+    let session = [("mcp-session-id", id.as_str())];
+    let after = bench.send(Method::POST, "/servers/ehr/mcp", &session, CALL).await;
+    assert_eq!(after.error(), (404, 47009));
+    assert_eq!(deletes.recv().await.unwrap(), "s", "and the server was told");
+}
+
+#[tokio::test]
 async fn many_may_listen_for_they_take_little_room_and_no_silence_is_too_long() {
     let listen = r#"{"jsonrpc":"2.0","id":1,"method":"subscriptions/listen","params":{"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28"}}}"#;
     let headers = [("mcp-protocol-version", "2026-07-28"), ("mcp-method", "subscriptions/listen")];
