@@ -51,6 +51,16 @@ impl Setup {
         self
     }
 
+    /// Adds a server that is a program, with lines of its environment; one without patients' data.
+    #[must_use]
+    pub fn program(mut self, name: &str, command: &[&str], env: &str) -> Self {
+        let text = format!(
+            "[[server]]\nname = \"{name}\"\ncommand = {command:?}\nphi = false\nenv = {{ {env} }}\n"
+        );
+        self.servers.push_str(&text);
+        self
+    }
+
     /// Adds lines to the last server.
     #[must_use]
     pub fn server_lines(mut self, lines: &str) -> Self {

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 #![expect(clippy::print_stdout, reason = "figures for whoever runs a test alone")]
 
+mod agents;
 mod bad_input;
 mod clients;
 mod conformance;

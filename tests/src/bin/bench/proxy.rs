@@ -12,6 +12,7 @@ use anyhow::{Context, bail};
 use bytes::Bytes;
 
 use super::load::{self, Figures, Target};
+use super::stub::Form;
 
 /// What to measure.
 #[derive(clap::Args)]
@@ -22,6 +23,9 @@ pub struct Options {
     /// Lengths of answers in bytes.
     #[arg(long, value_delimiter = ',', default_values_t = [300, 10_000])]
     bytes: Vec<usize>,
+    /// What answers look like.
+    #[arg(long, value_enum, value_delimiter = ',', default_values = ["json", "sse"])]
+    forms: Vec<Form>,
     /// Seconds for each measurement.
     #[arg(long, default_value_t = 3)]
     seconds: u64,
@@ -56,6 +60,14 @@ impl Running {
         child.map(Self).with_context(|| format!("cannot start {command:?}"))
     }
 
+    /// Resident memory (proc_pid_status(5)).
+    fn rss_mib(&self) -> anyhow::Result<f64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")).context("no VmRSS")?;
+        Ok(kib.trim().parse::<f64>()? / 1024.0)
+    }
+
     /// CPU time in microseconds, user and system, all threads (proc_pid_stat(5)).
     fn cpu_us(&self) -> anyhow::Result<f64> {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.0.id()))?;
@@ -66,15 +78,17 @@ impl Running {
     }
 }
 
-/// Runs all measurements and prints a table for each length of answer.
+/// Runs all measurements and prints a table for each length and form of answer.
 pub async fn run(options: Options) -> anyhow::Result<()> {
-    let data = tempfile::tempdir_in(".")?;
-    for bytes in &options.bytes {
-        let running = start(&options, *bytes, data.path())?;
+    let forms = options.forms.iter();
+    let answers = forms.flat_map(|form| options.bytes.iter().map(move |bytes| (*bytes, *form)));
+    for (bytes, form) in answers {
+        let data = tempfile::tempdir_in(".")?;
+        let running = start(&options, (bytes, form), data.path())?;
         let targets = targets(&options);
         for connections in &options.connections {
             let results = measure(&options, &targets, &running, *connections).await?;
-            print(*bytes, *connections, &results);
+            print((bytes, form), *connections, &results);
         }
     }
     Ok(())
@@ -91,17 +105,23 @@ fn targets(options: &Options) -> Vec<Target> {
     ]
 }
 
-fn start(options: &Options, bytes: usize, data: &Path) -> anyhow::Result<Vec<Running>> {
+fn start(
+    options: &Options,
+    (bytes, form): (usize, Form),
+    data: &Path,
+) -> anyhow::Result<Vec<Running>> {
     let this = std::env::current_exe()?;
     let port = |offset: u16| (options.port + offset).to_string();
-    let bytes_text = bytes.to_string();
+    let bytes = bytes.to_string();
     let mut running = vec![
         Running::start(Command::new(&this).args([
             "stub",
             "--port",
             &port(0),
             "--bytes",
-            &bytes_text,
+            &bytes,
+            "--form",
+            form.word(),
         ]))?,
         Running::start(Command::new(&this).args([
             "minimal",
@@ -114,7 +134,7 @@ fn start(options: &Options, bytes: usize, data: &Path) -> anyhow::Result<Vec<Run
     for (offset, audit) in [(2, "off"), (3, "unsynced"), (4, "local")] {
         let mut command = Command::new(&this);
         command.args(["gateway", "--port", &port(offset), "--upstream", &port(0)]);
-        command.args(["--audit", audit, "--data"]).arg(data.join(format!("{audit}-{bytes}")));
+        command.args(["--audit", audit, "--data"]).arg(data.join(audit));
         running.push(Running::start(&mut command)?);
     }
     for offset in 0..5 {
@@ -138,8 +158,17 @@ pub fn wait_for(port: u16) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Calls per second, p50, p99 and CPU per call of the contender's own process, one per round.
-type Results = Vec<Vec<(Figures, f64)>>;
+/// What one round gave: calls per second and latencies, CPU per call and resident memory of the
+/// contender's own process.
+#[derive(Clone, Copy)]
+struct Round {
+    figures: Figures,
+    cpu_us: f64,
+    rss_mib: f64,
+}
+
+/// The rounds of each contender.
+type Results = Vec<Vec<Round>>;
 
 async fn measure(
     options: &Options,
@@ -158,8 +187,9 @@ async fn measure(
             let before = running[contender].cpu_us()?;
             let duration = Duration::from_secs(options.seconds);
             let figures = load::run(target, &call, connections, duration).await?;
-            let cpu = (running[contender].cpu_us()? - before) / figures.calls as f64;
-            results[contender].push((figures, cpu));
+            let cpu_us = (running[contender].cpu_us()? - before) / figures.calls as f64;
+            let rss_mib = running[contender].rss_mib()?;
+            results[contender].push(Round { figures, cpu_us, rss_mib });
         }
     }
     Ok(results)
@@ -171,29 +201,31 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 #[expect(clippy::print_stdout, reason = "the table is the benchmark's result")]
-fn print(bytes: usize, connections: usize, results: &Results) {
+fn print((bytes, form): (usize, Form), connections: usize, results: &Results) {
     println!(
-        "\n{bytes} B answers, {connections} connections (medians of rounds; ratios round by round)\n"
+        "\n{bytes} B answers ({}), {connections} connections (medians of rounds; ratios round by round)\n",
+        form.word()
     );
     println!(
-        "| contender | calls/s | of direct | of minimal | of audit off | p50 µs | p99 µs | CPU µs/call |"
+        "| contender | calls/s | of direct | of minimal | of audit off | p50 µs | p99 µs | CPU µs/call | RSS MiB |"
     );
-    println!("|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|");
     let of = |contender: usize, base: usize| {
         let pairs = results[contender].iter().zip(&results[base]);
-        median(pairs.map(|(a, b)| a.0.calls_per_s / b.0.calls_per_s).collect())
+        median(pairs.map(|(a, b)| a.figures.calls_per_s / b.figures.calls_per_s).collect())
     };
     for (i, name) in CONTENDERS.iter().enumerate() {
-        let each = |f: fn(&(Figures, f64)) -> f64| median(results[i].iter().map(f).collect());
+        let each = |f: fn(&Round) -> f64| median(results[i].iter().map(f).collect());
         println!(
-            "| {name} | {:.0} | {:.2} | {:.2} | {:.2} | {:.0} | {:.0} | {:.0} |",
-            each(|r| r.0.calls_per_s),
+            "| {name} | {:.0} | {:.2} | {:.2} | {:.2} | {:.0} | {:.0} | {:.0} | {:.0} |",
+            each(|r| r.figures.calls_per_s),
             of(i, 0),
             of(i, 1),
             of(i, 2),
-            each(|r| r.0.p50_us),
-            each(|r| r.0.p99_us),
-            each(|r| r.1),
+            each(|r| r.figures.p50_us),
+            each(|r| r.figures.p99_us),
+            each(|r| r.cpu_us),
+            each(|r| r.rss_mib),
         );
     }
 }
