@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use custody_tests::product::{Custody, Setup};
+use custody_tests::product::{Custody, Setup, executable};
 use serde_json::{Value, json};
 
 use super::clients::{clients, modules, node, python};
@@ -129,6 +129,17 @@ async fn an_agent_that_only_speaks_stdio_reaches_real_servers_with_mcp_remote() 
     client.arg(node()).arg(modules().join("mcp-remote/dist/proxy.js"));
     stand.tour(client.arg(stand.custody.server("{server}")), false);
     stand.recorded(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_only_speaks_stdio_reaches_real_servers_with_custody_connect() {
+    let stand = Stand::start();
+    for era in ["2025-11-25", "auto"] {
+        let mut client = python_client(&stand, "stdio", era);
+        client.arg(executable().unwrap()).arg("connect");
+        stand.tour(client.arg(stand.custody.server("{server}")), false);
+    }
+    stand.recorded(2).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
