@@ -223,8 +223,9 @@ pub enum ReadError {
     },
     /// Bytes that were durable cannot be read.
     #[error(
-        "{} is damaged at byte {position}: {reason}. Restore the file from a copy, or move the \
-         whole folder aside to start a new one; what is lost stays visible as a gap",
+        "{} is damaged at byte {position}: {reason}. Restore the file from a copy. Or move the \
+         writer's folder out of the journal's, keep it, and start a writer of another name: what \
+         only that folder holds stays visible as a gap",
         segment.display()
     )]
     Corrupt {

@@ -9,6 +9,8 @@ mod append;
 pub(crate) mod clock;
 pub(crate) mod disk;
 pub(crate) mod format;
+#[cfg(test)]
+mod fuzz;
 pub(crate) mod lane;
 pub(crate) mod reader;
 pub(crate) mod room;

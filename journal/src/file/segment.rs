@@ -157,7 +157,7 @@ impl Segment {
     pub(crate) fn settle(&self) -> Result<End, ReadError> {
         let (last_at, end) = self.find_tail()?;
         let io = |error| ReadError::io(&self.path, error);
-        let len = end.position.min(self.size) - last_at;
+        let len = end.position.min(self.size).saturating_sub(last_at);
         let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
         self.file.read_exact_at(&mut bytes, last_at).map_err(io)?;
         self.file.write_all_at(&bytes, last_at).map_err(io)?;

@@ -9,7 +9,7 @@
 //! * `CUSTODY_SEEDS=100000 cargo test --release -p custody-journal sim -- --nocapture` is the long
 //!   form; `CUSTODY_SEED=N` plays one history again.
 
-mod dice;
+pub(crate) mod dice;
 pub(crate) mod disk;
 mod lake;
 mod process;

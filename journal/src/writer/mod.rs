@@ -20,7 +20,7 @@ mod queue;
 mod recovery;
 mod run;
 mod slot;
-mod state;
+pub(crate) mod state;
 #[cfg(test)]
 mod tests;
 

@@ -661,3 +661,30 @@ fn records(journal: &dyn Journal) -> Vec<Bytes> {
     let events = entries.into_iter().filter(|entry| entry.kind == EntryKind::Event);
     events.map(|entry| entry.value).collect()
 }
+
+#[tokio::test]
+async fn a_damaged_spool_is_refused_untouched_and_put_aside_it_lets_a_writer_of_another_name_start()
+{
+    let dir = tempfile::tempdir().unwrap();
+    let (writer, _) = open(dir.path());
+    for _ in 0..2 {
+        writer.append(Draft::new(Kind::CallDenied), Vec::new()).await.unwrap();
+    }
+    drop(writer);
+    let damaged = dir.path().join("edge-1/main").join(crate::file::segment::file_name(0));
+    let mut bytes = fs::read(&damaged).unwrap();
+    bytes[4096 + 100] ^= 1;
+    fs::write(&damaged, &bytes).unwrap();
+    let other = || WriterOptions { name: "edge-2".to_owned(), ..options(dir.path()) };
+    for options in [options(dir.path()), other()] {
+        let refused = Writer::open(options, signer()).unwrap_err().to_string();
+        let said = [damaged.to_str().unwrap(), "byte 4096", "another name"];
+        assert!(said.iter().all(|word| refused.contains(word)), "{refused}");
+        assert!(fs::read(&damaged).unwrap() == bytes, "not a byte of it is changed");
+    }
+    let aside = tempfile::tempdir().unwrap();
+    fs::rename(dir.path().join("edge-1"), aside.path().join("edge-1")).unwrap();
+    let (writer, recovery) = Writer::open(other(), signer()).unwrap();
+    assert_eq!(recovery.previous, None);
+    writer.append(Draft::new(Kind::CallDenied), Vec::new()).await.unwrap();
+}
