@@ -1,6 +1,7 @@
 """A server with the tools of the reference server that speaks both 2026-07-28 and 2025-11-25.
 
     everything_modern.py PORT [--json]        http://127.0.0.1:PORT/mcp
+    everything_modern.py stdio                standard input and output
 
 The reference server knows only the older revision. This one answers every step of steps.json in
 either, as server-sent events or, with --json, as plain JSON where no notification is to be sent.
@@ -120,8 +121,11 @@ def args_prompt(city: str, state: str = "") -> str:
 
 def main() -> int:
     arguments = [a for a in sys.argv[1:] if a != "--json"]
+    if arguments == ["stdio"]:
+        server.run("stdio")
+        return 0
     if len(arguments) != 1 or not arguments[0].isdigit():
-        print("usage: everything_modern.py PORT [--json]", file=sys.stderr)
+        print("usage: everything_modern.py PORT [--json] | stdio", file=sys.stderr)
         return 64
     as_json = "--json" in sys.argv
     server.run("streamable-http", host="127.0.0.1", port=int(arguments[0]), json_response=as_json)

@@ -14,11 +14,15 @@ const STRANGE: &str = "zzzzzzzzzzzzzzzzzzzz";
 
 /// Every table of a configuration, each with a strange key. Those that need something to be read at
 /// all have it.
-const TABLES: [(&str, &str); 13] = [
+const TABLES: [(&str, &str); 14] = [
     ("deployment", "[deployment]"),
     ("proxy", "[proxy]"),
     ("server", "[[server]]\nname = \"a\"\nurl = \"http://127.0.0.1:1/mcp\""),
     ("server.recipient", "[server.recipient]\nname = \"a\""),
+    (
+        "server.oauth",
+        "[server.oauth]\ntoken_url = \"http://h/\"\nclient_id = \"a\"\nclient_secret = \"a\"",
+    ),
     ("server.rule", "[[server.rule]]"),
     ("key", "[[key]]"),
     ("journal", "[journal]\nkind = \"kafka\"\nbrokers = \"k:1\""),

@@ -25,44 +25,68 @@ const NOT_OURS: [&str; 10] = [
     "upgrade",
 ];
 
+/// What is said of a program only, and of a server on the network only.
+const OF_A_PROGRAM: [&str; 5] = ["args", "cwd", "env", "idle_seconds", "max_processes"];
+const OF_A_URL: [&str; 8] = [
+    "breaker_failures",
+    "breaker_pause_ms",
+    "ca",
+    "certificate",
+    "headers",
+    "key",
+    "oauth",
+    "transport",
+];
+
 /// How the server of this section is reached.
 pub(super) fn reach<'t>(d: &mut Document<'t>, s: &mut Section<'t>) -> Option<Reach> {
     let command = s.words(d, "command");
     let url = s.text(d, "url");
-    let transport = s.text(d, "transport");
     match (command, url) {
         (Some(at), Some(_)) => {
             d.mistake(at.line, "server.command and server.url are two ways to a server: keep one");
+            ignore(s);
             None
         }
         (None, None) => {
             let text = "[[server]] needs the key `url`, or `command` for a program on this machine";
             d.mistake(s.line(), text);
+            ignore(s);
             None
         }
         (Some(words), None) => {
-            if let Some(At { line, .. }) = transport {
-                d.mistake(
-                    line,
-                    "server.transport is for a server with a url; a command speaks stdio",
-                );
-            }
+            misplaced(d, s, &OF_A_URL, "a server with a url");
             command_of(d, s, words).map(Reach::Stdio)
         }
         (None, Some(url)) => {
-            let legacy = match transport.as_ref().map(|at| (at.line, at.value.as_str())) {
-                None | Some((_, "http")) => false,
-                Some((_, "sse")) => true,
-                Some((line, other)) => {
-                    let text = format!(
-                        "server.transport must be \"http\" or \"sse\" (HTTP+SSE of 2024-11-05), not {other:?}"
-                    );
-                    d.mistake(line, text);
-                    false
-                }
-            };
+            misplaced(d, s, &OF_A_PROGRAM, "a program: it needs server.command");
+            let legacy = is_legacy(d, s);
             let address = address(d, s, url);
             Some(if legacy { Reach::LegacySse(address) } else { Reach::Http(address) })
+        }
+    }
+}
+
+fn is_legacy<'t>(d: &mut Document<'t>, s: &mut Section<'t>) -> bool {
+    let Some(At { line, value }) = s.text(d, "transport") else { return false };
+    if value != "http" && value != "sse" {
+        let text = "server.transport must be \"http\" or \"sse\" (HTTP+SSE of 2024-11-05)";
+        d.mistake(line, format!("{text}, not {value:?}"));
+    }
+    value == "sse"
+}
+
+/// Takes out what is about a way to a server, where it is not clear which way there is.
+fn ignore(s: &mut Section<'_>) {
+    for key in OF_A_PROGRAM.iter().chain(&OF_A_URL) {
+        drop(s.take(key));
+    }
+}
+
+fn misplaced<'t>(d: &mut Document<'t>, s: &mut Section<'t>, keys: &[&'static str], whose: &str) {
+    for key in keys {
+        if let Some((line, _)) = s.take(key) {
+            d.mistake(line, format!("server.{key} is for {whose}"));
         }
     }
 }

@@ -217,10 +217,11 @@ fn a_server_is_a_url_or_a_command_with_what_belongs_to_it() {
 
 #[test]
 fn what_cannot_reach_a_server_is_told_with_its_line() {
-    let text = "[[server]]\nname = \"a\"\nurl = \"http://h/\"\ncommand = \"npx\"\n[[server]]\nname = \"b\"\nurl = \"http://h/\"\ntransport = \"smoke\"\ncertificate = \"/none.pem\"\nheaders = { Host = \"x\", Authorization = \"Bearer k\" }\noauth = { token_url = \"ftp://a\", client_id = \"c\" }\n[[server]]\nname = \"c\"\ncommand = []\ncwd = \"/none\"\nurll = \"\"\n";
+    let text = "[[server]]\nname = \"a\"\nurl = \"http://h/\"\ncommand = \"npx\"\n[[server]]\nname = \"b\"\nurl = \"http://h/\"\ntransport = \"smoke\"\ncertificate = \"/none.pem\"\nheaders = { Host = \"x\", Authorization = \"Bearer k\" }\noauth = { token_url = \"ftp://a\", client_id = \"c\" }\n[[server]]\nname = \"c\"\ncommand = []\ncwd = \"/none\"\nurll = \"\"\nca = \"/none.pem\"\n[[server]]\nname = \"d\"\nurl = \"http://h/\"\nargs = []\n";
     let wrong = read(text).unwrap_err();
     let expected = [
         "line 4: server.command and server.url are two ways",
+        "line 17: server.ca is for a server with a url",
         "line 5: server.certificate and server.key belong together",
         "line 8: server.transport must be",
         "line 9: certificate \"/none.pem\" cannot be read",
@@ -229,6 +230,7 @@ fn what_cannot_reach_a_server_is_told_with_its_line() {
         "line 11: oauth.token_url must be",
         "line 14: server.command must name a program",
         "line 16: unknown key server.urll",
+        "line 21: server.args is for a program",
     ];
     for text in expected {
         assert!(wrong.iter().any(|mistake| mistake.starts_with(text)), "{text}\n{wrong:#?}");
