@@ -49,15 +49,22 @@ impl Format {
     }
 }
 
+/// Whom to ask.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Service {
+    /// The query service.
+    #[arg(long, global = true, env = "CUSTODY_URL", default_value = "http://127.0.0.1:7480")]
+    url: String,
+    /// The bearer token.
+    #[arg(long, global = true, env = "CUSTODY_TOKEN", hide_env_values = true)]
+    token: Option<String>,
+}
+
 /// Whom to ask, and how to print.
 #[derive(clap::Args, Clone, Debug)]
 struct Asking {
-    /// The query service.
-    #[arg(long, env = "CUSTODY_URL", default_value = "http://127.0.0.1:7480")]
-    url: String,
-    /// The bearer token.
-    #[arg(long, env = "CUSTODY_TOKEN", hide_env_values = true)]
-    token: Option<String>,
+    #[command(flatten)]
+    service: Service,
     /// How the answer is printed.
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
@@ -152,8 +159,8 @@ pub async fn report(question: Report) -> anyhow::Result<ExitCode> {
 /// The PHI-access report of some days as a table with its completeness line.
 #[cfg(feature = "demo")]
 pub async fn report_text(url: &str, from: &str, to: &str) -> anyhow::Result<String> {
-    let (url, format) = (url.to_owned(), Format::Table);
-    let asking = Asking { url, token: None, format, cut: None, output: None };
+    let service = Service { url: url.to_owned(), token: None };
+    let asking = Asking { service, format: Format::Table, cut: None, output: None };
     let days = [("from", Some(&from.to_owned())), ("to", Some(&to.to_owned()))];
     let answer = asking.send(Method::GET, &report_path(&days), String::new()).await?;
     table(&answer, &CHIEF_COLUMNS)
@@ -166,20 +173,25 @@ fn report_path(filters: &[(&str, Option<&String>)]) -> String {
 }
 
 /// Percent-encoding of everything but unreserved characters (RFC 3986 § 2.3).
-fn encoded(text: &str) -> String {
+pub fn encoded(text: &str) -> String {
     let unreserved = |b: u8| b.is_ascii_alphanumeric() || b"-._~".contains(&b);
     text.bytes()
         .map(|b| if unreserved(b) { char::from(b).to_string() } else { format!("%{b:02X}") })
         .collect()
 }
 
-impl Asking {
-    async fn send(&self, method: Method, path: &str, body: String) -> anyhow::Result<Answer> {
+impl Service {
+    /// Sends a request, and gives the answer if it is one; what went wrong otherwise.
+    pub async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        accept: &str,
+        body: String,
+    ) -> anyhow::Result<Answer> {
         let url = format!("{}{path}", self.url.trim_end_matches('/'));
-        let mut headers = vec![
-            ("accept", self.format.media_type().to_owned()),
-            ("content-type", "application/json".to_owned()),
-        ];
+        let mut headers =
+            vec![("accept", accept.to_owned()), ("content-type", "application/json".to_owned())];
         headers.extend(self.token.as_ref().map(|t| ("authorization", format!("Bearer {t}"))));
         let answer =
             Http::new(WAIT).send(method, &url, &headers, body).await.with_context(|| {
@@ -196,6 +208,12 @@ impl Asking {
         let message = said("message").unwrap_or_else(|| answer.status.to_string());
         let hint = said("hint").map(|hint| format!("\n  {hint}")).unwrap_or_default();
         bail!("{message}{hint}")
+    }
+}
+
+impl Asking {
+    async fn send(&self, method: Method, path: &str, body: String) -> anyhow::Result<Answer> {
+        self.service.send(method, path, self.format.media_type(), body).await
     }
 
     fn print(&self, answer: &Answer, chief: &[&str]) -> anyhow::Result<()> {
@@ -299,7 +317,7 @@ fn shown(column: &str, cell: &str) -> String {
 }
 
 /// At most [`CELL`] characters, none of which moves the cursor.
-fn short(cell: &str) -> String {
+pub fn short(cell: &str) -> String {
     let clean = |c: char| if c.is_control() { '\u{fffd}' } else { c };
     let mut text: String = cell.chars().map(clean).take(CELL).collect();
     if cell.chars().count() > CELL {
@@ -336,8 +354,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("report.csv");
         let output = Some(file.clone());
-        let (url, format) = (String::new(), Format::Csv);
-        let asking = Asking { url, token: None, format, cut: None, output };
+        let service = Service { url: String::new(), token: None };
+        let asking = Asking { service, format: Format::Csv, cut: None, output };
         asking.print(&answer, &[]).unwrap();
         assert_eq!(std::fs::read(&file).unwrap(), answer.body);
         let about = std::fs::read(folder.path().join("report.csv.completeness.json")).unwrap();

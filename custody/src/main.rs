@@ -28,6 +28,8 @@ mod resend;
 mod serve;
 mod telemetry;
 mod token;
+#[cfg(feature = "query")]
+mod tools;
 mod topics;
 #[cfg(any(feature = "ingest", feature = "query"))]
 mod verify;
@@ -138,6 +140,12 @@ enum Command {
         after_help = "Examples:\n  custody verify --lake ./custody-data/lake\n  custody verify --lake s3://records/custody -c custody.toml --root audit.example/root+1a2b3c4d+AT…\n  custody verify --lake ./lake --head head-of-march --save-head head-of-april"
     )]
     Verify(verify::Verify),
+    /// Shows what tools the servers offer, how their definitions have changed, and approves changes.
+    #[cfg(feature = "query")]
+    #[command(
+        after_help = "Examples:\n  custody tools list --changed\n  custody tools diff ehr search\n  custody tools approve ehr search --definition 9f2c…"
+    )]
+    Tools(tools::Tools),
     /// Makes bearer tokens and agents' keys.
     #[command(subcommand)]
     Token(TokenCommand),
@@ -281,6 +289,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Report(question) => serve::block_on(ask::report(question)),
         #[cfg(any(feature = "ingest", feature = "query"))]
         Command::Verify(options) => serve::block_on(verify::run(options)),
+        #[cfg(feature = "query")]
+        Command::Tools(tools) => serve::block_on(tools::run(tools)),
         Command::Token(TokenCommand::Create { name, json }) => create_token(&name, json),
         Command::Config(ConfigCommand::Check(file)) => check(&file),
     }

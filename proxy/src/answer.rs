@@ -30,6 +30,8 @@ use crate::inspect::{self, Found};
 use crate::links::{Links, Token};
 use crate::payload::Payload;
 use crate::record::{Call, Ending};
+use crate::revise::Reviser;
+use crate::splice::Message;
 use crate::stream;
 use crate::upstream::{Body, NoAnswer, media_type};
 
@@ -109,15 +111,26 @@ async fn whole(
     let http_status = Some(status.as_u16());
     let examined = examine_on(exchange.served, Some(asked), bytes.clone()).await;
     call.absorb(examined.found);
+    let mut message = Message::from(bytes.clone());
     let ending = match examined.answer {
-        Some(answer) => Ending { http_status, response: Some(bytes.clone()), ..answer },
+        Some(answer) => {
+            match Reviser::of(exchange).answer(call.id(), call.facts(), &bytes).await {
+                Ok(revised) => message = revised,
+                Err(unshown) => {
+                    let (failure, status) = (unshown.failure(), Status::HttpError);
+                    return fail(asked, call, failure, status, http_status, Some(bytes)).await;
+                }
+            }
+            let (response, edits) = (Some(bytes), message.edits.clone());
+            Ending { http_status, response, edits, ..answer }
+        }
         None if status.is_success() => {
             let failure = Failure::UpstreamInvalid;
             return fail(asked, call, failure, Status::HttpError, http_status, Some(bytes)).await;
         }
         None => Ending {
             http_status,
-            response: Some(bytes.clone()),
+            response: Some(bytes),
             ..Ending::without_answer(Status::HttpError, None)
         },
     };
@@ -126,7 +139,7 @@ async fn whole(
         Ok(()) => {
             let (links, by) = (&exchange.visit.proxy.links, exchange.caller.principal);
             examined.handed.note(links, by, &exchange.served.server.name, id);
-            respond(status, headers, Payload::whole(bytes))
+            respond(status, headers, Payload::whole(message.bytes))
         }
         Err(_) => asked.failure(Failure::AuditOutcomeUnrecorded, Some(id)),
     }

@@ -106,26 +106,42 @@ pub(crate) fn error(
 }
 
 /// Answers a POST.
-pub(crate) async fn post(visit: Visit, mut body: Incoming) -> Response<Payload> {
+pub(crate) async fn post(visit: Visit, body: Incoming) -> Response<Payload> {
+    match receive(&visit, body).await {
+        Ok((caller, bytes)) => forward(&visit, &caller, bytes.into()).await,
+        Err(refused) => *refused,
+    }
+}
+
+/// Who sends what; the answer to whoever may not, or not this.
+pub(crate) async fn receive(
+    visit: &Visit,
+    mut body: Incoming,
+) -> Result<(Caller, Bytes), Box<Response<Payload>>> {
     let Ok(caller) = visit.proxy.authority.check(&visit.headers) else {
-        return visit.turn_away(Failure::Unauthenticated);
+        return Err(Box::new(visit.turn_away(Failure::Unauthenticated)));
     };
-    let bytes = match visit.read_body(&mut body).await {
-        Ok(bytes) => bytes,
+    match visit.read_body(&mut body).await {
+        Ok(bytes) => Ok((caller, bytes)),
         Err(stop) => {
             if stop.failure == Failure::TooLarge {
                 // Clients that write all before they read would not see the answer otherwise.
                 Box::pin(discard(body, 4 * visit.proxy.max_message_bytes, DISCARD)).await;
             }
-            return visit.refuse(visit.denial(&caller, stop, &Envelope::default(), None)).await;
+            let denial = visit.denial(&caller, stop, &Envelope::default(), None);
+            Err(Box::new(visit.refuse(denial).await))
         }
-    };
-    match apart(bytes.len(), || visit.judge(&caller, &bytes)) {
+    }
+}
+
+/// Judges a message, and sends it on its way.
+pub(crate) async fn forward(visit: &Visit, caller: &Caller, message: Message) -> Response<Payload> {
+    match apart(message.bytes.len(), || visit.judge(caller, &message.bytes)) {
         Judged::Refused(denial) => visit.refuse(denial).await,
-        Judged::Call(exchange, asked, facts) => exchange.call(asked, facts, bytes).await,
+        Judged::Call(exchange, asked, facts) => exchange.call(asked, facts, message).await,
         Judged::Other(exchange, facts, beside) => {
             let passed = Passed { method: Method::POST, http: None, beside };
-            Box::pin(exchange.pass(passed, facts, bytes)).await
+            Box::pin(exchange.pass(passed, facts, message)).await
         }
     }
 }
@@ -147,11 +163,12 @@ pub(crate) async fn bare(visit: Visit, method: Method, name: &'static str) -> Re
     let facts = Facts { phi: false, ..exchange.facts(&nothing, &spoken, b"") };
     let ends = method == Method::DELETE;
     let passed = Passed { method, http: Some(name), beside: Beside::default() };
-    let response = exchange.pass(passed, facts, Bytes::new()).await;
+    let response = exchange.pass(passed, facts, Bytes::new().into()).await;
     let gone = response.status().is_success() || response.status() == StatusCode::NOT_FOUND;
     if let Some(session) = &exchange.session
         && ends
         && gone
+        && visit.view.is_none()
     {
         visit.proxy.sessions.end(session);
     }
@@ -192,6 +209,7 @@ impl Exchange<'_> {
                 && server.rules.phi(tool).unwrap_or(server.phi),
             found: inspect::sent(&server.rules, envelope, bytes),
             by_proxy: false,
+            within: self.visit.within,
         }
     }
 
@@ -215,8 +233,13 @@ impl Exchange<'_> {
             if id == "null" && envelope.error.is_some() {
                 return Ok(Beside::default()); // it could not read something of the server's
             }
-            let asked = self.lane().answer(id).ok_or(Failure::NotAsked)?;
-            return Ok(Beside { call: asked.call, answers: Some(id.to_owned()) });
+            let known = self.visit.view.as_ref().map(|view| view.token(id));
+            let asked = self.lane().answer(known.as_deref().unwrap_or(id));
+            let asked = asked.ok_or(Failure::NotAsked)?;
+            return Ok(Beside {
+                call: asked.call,
+                answers: Some(known.unwrap_or_else(|| id.to_owned())),
+            });
         }
         let cancels = envelope.cancels.filter(|_| envelope.method() == "notifications/cancelled");
         Ok(Beside { call: cancels.and_then(|id| self.lane().cancel(id)), answers: None })
@@ -231,11 +254,11 @@ impl Exchange<'_> {
     }
 
     /// A request: recorded, forwarded, answered.
-    async fn call(&self, asked: Asked, facts: Facts, bytes: Bytes) -> Response<Payload> {
+    async fn call(&self, asked: Asked, facts: Facts, message: Message) -> Response<Payload> {
         let recorder = &self.visit.proxy.recorder;
         let permit = recorder.policy().decide(&self.caller);
         let id = new_call();
-        let message = self.served.upstream.fit(bytes);
+        let message = message.and_then(|bytes| self.served.upstream.fit(bytes));
         let bytes = message.bytes.clone();
         let Ok((mut call, cleared)) = recorder.open(permit, id, facts, message).await else {
             return asked.failure(Failure::AuditUnavailable, Some(id));
@@ -265,7 +288,7 @@ impl Exchange<'_> {
     }
 
     /// Anything else: recorded, forwarded, and what comes back recorded and passed on.
-    async fn pass(&self, passed: Passed, facts: Facts, bytes: Bytes) -> Response<Payload> {
+    async fn pass(&self, passed: Passed, facts: Facts, message: Message) -> Response<Payload> {
         let recorder = &self.visit.proxy.recorder;
         let Passed { method, http, beside } = passed;
         let call = beside.call;
@@ -273,7 +296,8 @@ impl Exchange<'_> {
             let (facts, edits) = (facts.clone(), Edits::default());
             Relayed { way, call, http, facts, bytes, edits }
         };
-        let Message { arrived, bytes, edits } = self.served.upstream.fit(bytes);
+        let message = message.and_then(|bytes| self.served.upstream.fit(bytes));
+        let Message { arrived, bytes, edits } = message;
         let up = Relayed { edits, ..relayed(Way::Up, Some(arrived)) };
         let Ok(cleared) = recorder.relay(up).await else {
             return error(Failure::AuditUnavailable, None, None, None);
@@ -406,7 +430,7 @@ impl Exchange<'_> {
             }
             return sessions.bind(session, server, opened).map(|()| None);
         }
-        let (ours, session) = sessions.open(&self.visit.server, &self.caller, self.claimed.clone());
+        let (ours, session) = sessions.open(&self.visit.route, &self.caller, self.claimed.clone());
         match sessions.bind(&session, server, opened) {
             Ok(()) => Ok(Some((ours, session.hash))),
             Err(Foreign) => {

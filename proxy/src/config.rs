@@ -6,11 +6,13 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use custody_journal::control::Control;
 use custody_schemas::event::Recipient;
 use http::Uri;
 
 use crate::identity::Identity;
 use crate::inspect::Rules;
+use crate::tools::ToolSettings;
 use crate::upstream::reach::{Address, Reach};
 
 /// The settings of a proxy.
@@ -32,6 +34,9 @@ pub struct Config {
     pub policy_version: Option<String>,
     /// How long things may take.
     pub limits: Limits,
+    /// What the deployment's processes share, such as the tools whose definitions are approved;
+    /// without it this proxy knows what it sees itself.
+    pub control: Option<Control>,
 }
 
 /// How long things may take, and how many there may be.
@@ -82,6 +87,8 @@ pub struct Server {
     pub on_audit_failure: OnAuditFailure,
     /// What is known of its tools and data.
     pub rules: Rules,
+    /// Which of its tools may be used.
+    pub tools: ToolSettings,
 }
 
 /// What happens when a call cannot be recorded.
@@ -105,6 +112,7 @@ impl Default for Config {
             allowed_origins: Vec::new(),
             policy_version: None,
             limits: Limits::default(),
+            control: None,
         }
     }
 }
@@ -147,6 +155,7 @@ impl Server {
             recipient: None,
             on_audit_failure: OnAuditFailure::Deny,
             rules: Rules::default(),
+            tools: ToolSettings::default(),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 
 use crate::envelope::{Envelope, Shape};
 
@@ -124,10 +124,19 @@ fn decoded(value: &str) -> Option<Cow<'_, str>> {
     String::from_utf8(STANDARD.decode(base64).ok()?).ok().map(Cow::Owned)
 }
 
+/// A header value that means `name`, wrapped where it could not stand as it is.
+pub(crate) fn encoded(name: &str) -> HeaderValue {
+    let is_plain = !name.is_empty()
+        && name.trim() == name
+        && name.bytes().all(|b| (0x20..0x7f).contains(&b))
+        && !name.starts_with("=?base64?");
+    let wrapped = || format!("=?base64?{}?=", STANDARD.encode(name));
+    let value = if is_plain { name.to_owned() } else { wrapped() };
+    HeaderValue::from_str(&value).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
-
     use super::*;
     use crate::envelope::Look;
 
@@ -164,6 +173,14 @@ mod tests {
             vec![VERSION, METHOD, METHOD, NAME],
         ] {
             assert!(check_with(CALL, &wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_written_so_that_it_is_read_again() {
+        for name in ["read", "søk", " x", "=?base64?eA==?=", "", "a b"] {
+            let value = encoded(name);
+            assert_eq!(decoded(value.to_str().unwrap()).as_deref(), Some(name));
         }
     }
 

@@ -59,6 +59,14 @@ pub enum Failure {
     Cancelled,
     /// An answer to something that this caller was not asked.
     NotAsked,
+    /// No server at the common address offers what is named.
+    NotOffered,
+    /// A cursor that this caller was not given for this list.
+    ForeignCursor,
+    /// The configuration does not let this tool be used.
+    ToolDenied,
+    /// The tool's definition has changed and is not approved.
+    ToolChanged,
 }
 
 impl Failure {
@@ -128,6 +136,10 @@ impl Failure {
             Self::SessionLost => (S::NOT_FOUND, 47018, "session_lost"),
             Self::Cancelled => (S::OK, 47019, "cancelled"),
             Self::NotAsked => (S::BAD_REQUEST, 47020, "not_asked"),
+            Self::NotOffered => (S::OK, -32602, "not_offered"),
+            Self::ForeignCursor => (S::OK, -32602, "foreign_cursor"),
+            Self::ToolDenied => (S::OK, 47030, "tool_denied"),
+            Self::ToolChanged => (S::OK, 47031, "tool_changed"),
         }
     }
 
@@ -174,6 +186,15 @@ impl Failure {
             }
             Self::UpstreamRefused => {
                 "the server refused the credentials that this proxy is configured with"
+            }
+            Self::NotOffered => {
+                "no server at this address offers what is named; list again; not forwarded"
+            }
+            Self::ForeignCursor => "no such cursor; begin the list anew; not forwarded",
+            Self::ToolDenied => "this tool may not be used here; not forwarded",
+            Self::ToolChanged => {
+                "the definition of this tool has changed and is not approved yet \
+                 (custody tools approve); not forwarded"
             }
             Self::AnswerTooLarge => {
                 "the answer is longer than max_message_bytes; the call may have taken \

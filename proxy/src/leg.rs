@@ -265,6 +265,7 @@ impl Errand {
             found: Found::none(),
             headers: None,
             by_proxy: true,
+            within: None,
         }
     }
 }

@@ -15,7 +15,9 @@
 //!    forgotten it.
 //! 5. `answer` (or `stream`, which frames events with `sse`) reads what comes back, and lets
 //!    the client have the same bytes once the ending is durable; `stall` lets go of a client that
-//!    does not take them.
+//!    does not take them. [`tools`] reads lists of tools, and what may not be used is cut out
+//!    (`revise`, `splice`).
+//!    At the common address of all servers `federation` says who is meant, and joins answers.
 //! 6. Whatever goes wrong is one of [`errors`]. Whoever leaves, the call is ended by its `Drop`.
 //!
 //! No message is ever re-encoded: what an agent and a server exchange arrives byte for byte, or is
@@ -28,6 +30,7 @@ pub mod config;
 mod envelope;
 mod era;
 pub mod errors;
+mod federation;
 mod gate;
 mod headers;
 pub mod identity;
@@ -40,17 +43,18 @@ mod payload;
 mod policy;
 mod record;
 mod refusals;
+mod revise;
 mod scan;
 mod server;
 mod session;
 mod spans;
-#[allow(dead_code, reason = "what hides tools and joins servers comes next")]
 mod splice;
 pub mod sse;
 mod stall;
 mod stream;
 #[cfg(test)]
 mod tests;
+pub mod tools;
 mod traffic;
 mod upstream;
 mod visit;
@@ -68,6 +72,7 @@ pub use identity::{Identity, StaticKey};
 pub use metrics::{Page, Ready, Watched};
 pub use upstream::{TlsError, reach, tls_towards};
 
+use federation::Federation;
 use gate::Gate;
 use identity::Authority;
 use links::Links;
@@ -76,6 +81,7 @@ use policy::Policy;
 use record::Recorder;
 use refusals::Refusals;
 use session::Sessions;
+use tools::Registry;
 use traffic::Loose;
 use upstream::{Desk, Heard, Upstream};
 
@@ -113,6 +119,8 @@ struct Proxy {
     loose: Loose,
     links: Links,
     servers: HashMap<String, Arc<Served>>,
+    tools: Arc<Registry>,
+    federation: Federation,
     recorder: Arc<Recorder>,
     refusals: Refusals,
     watched: Watched,
@@ -137,6 +145,7 @@ pub async fn run(
     if !mistakes.is_empty() {
         return Err(RunError::Config(mistakes));
     }
+    let names = config.servers.iter().map(|server| server.name.clone()).collect();
     let mut servers = HashMap::with_capacity(config.servers.len());
     let (desk, heard) = Desk::new();
     for server in config.servers {
@@ -158,6 +167,8 @@ pub async fn run(
         loose: Loose::default(),
         links: Links::default(),
         servers,
+        tools: Registry::new(config.control.clone()),
+        federation: Federation::new(names, config.control),
         recorder,
         refusals: Refusals::default(),
         watched,

@@ -24,6 +24,7 @@ use crate::Proxy;
 use crate::answer::respond;
 use crate::call::{self, error};
 use crate::errors::Failure;
+use crate::federation;
 use crate::identity::Seen;
 use crate::payload::Payload;
 use crate::stall::Stall;
@@ -101,6 +102,8 @@ async fn connection(
 /// Where a path leads.
 enum Place<'p> {
     Server(&'p str),
+    /// All servers at once.
+    Common,
     Healthz,
     Readyz,
     Metrics,
@@ -109,6 +112,7 @@ enum Place<'p> {
 
 fn place(path: &str) -> Place<'_> {
     match path {
+        "/mcp" => Place::Common,
         "/healthz" => Place::Healthz,
         "/readyz" => Place::Readyz,
         "/metrics" => Place::Metrics,
@@ -139,6 +143,18 @@ async fn handle(
                 Method::POST => call::post(visit, body).await,
                 Method::GET => Box::pin(call::bare(visit, Method::GET, "GET")).await,
                 Method::DELETE => Box::pin(call::bare(visit, Method::DELETE, "DELETE")).await,
+                _ => error(Failure::MethodNotAllowed, None, None, None),
+            }
+        }
+        Place::Common => {
+            let visit = Visit::new(proxy, seen, head.headers, federation::ROUTE);
+            if !admitted {
+                return Ok(visit.turn_away(Failure::ForeignOrigin));
+            }
+            match head.method {
+                Method::POST => Box::pin(federation::post(visit, body)).await,
+                Method::GET => Box::pin(federation::bare(visit, Method::GET, "GET")).await,
+                Method::DELETE => Box::pin(federation::bare(visit, Method::DELETE, "DELETE")).await,
                 _ => error(Failure::MethodNotAllowed, None, None, None),
             }
         }

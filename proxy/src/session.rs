@@ -10,7 +10,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -19,6 +19,7 @@ use custody_schemas::id::{Bytes as Digits, Hash};
 use http::HeaderValue;
 use sha2::{Digest, Sha256};
 
+use crate::federation::Member;
 use crate::identity::{Caller, PrincipalId};
 use crate::traffic::Traffic;
 
@@ -43,6 +44,8 @@ pub(crate) struct Session {
     /// What the client called itself when it opened it.
     pub(crate) claimed: Option<ClientClaimed>,
     legs: Mutex<Vec<Arc<Leg>>>,
+    /// The servers that take part in it, where it is for all of them.
+    pub(crate) members: OnceLock<Vec<Member>>,
     /// What is open in it.
     pub(crate) traffic: Traffic,
     /// When it was last used, in nanoseconds of the table's clock.
@@ -177,6 +180,7 @@ impl Sessions {
             caller: caller.clone(),
             claimed,
             legs: Mutex::default(),
+            members: OnceLock::new(),
             traffic: Traffic::default(),
             used_at: AtomicU64::new(self.clock()),
         });

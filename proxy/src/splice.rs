@@ -35,6 +35,18 @@ impl Message {
         let (edits, bytes) = Edits::make(&arrived, changes)?;
         Ok(Self { arrived, bytes, edits })
     }
+
+    /// The message after one more change of what goes on.
+    pub(crate) fn and_then(self, change: impl FnOnce(Bytes) -> Self) -> Self {
+        let last = change(self.bytes.clone());
+        if last.edits.is_empty() || self.edits.is_empty() {
+            let edits = if last.edits.is_empty() { self.edits } else { last.edits };
+            return Self { arrived: self.arrived, bytes: last.bytes, edits };
+        }
+        let whole = String::from_utf8(last.bytes.to_vec()).unwrap_or_default();
+        let range = 0..self.arrived.len();
+        Self::spliced(self.arrived.clone(), vec![(range, whole)]).unwrap_or(self)
+    }
 }
 
 impl From<Bytes> for Message {

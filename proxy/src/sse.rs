@@ -49,6 +49,28 @@ impl Frame {
         }
         kept.into_iter().flat_map(|(from, to)| self.raw[from..to].to_vec()).collect()
     }
+
+    /// The event with other data: its fields but the data as they came, then the data. Unless it
+    /// `resumes` nothing by which a stream is taken up again.
+    pub(crate) fn carrying(&self, data: &[u8], resumes: bool) -> Bytes {
+        let raw = self.raw.strip_prefix(BOM).unwrap_or(&self.raw);
+        let mut bytes = Vec::with_capacity(data.len() + 64);
+        for line in raw.split(|b| matches!(b, b'\n' | b'\r')) {
+            let goes =
+                if resumes { !line.starts_with(b"data") } else { line.starts_with(b"event") };
+            if is_field(line) && goes {
+                bytes.extend_from_slice(line);
+                bytes.push(b'\n');
+            }
+        }
+        for line in data.split(|&b| b == b'\n') {
+            bytes.extend_from_slice(b"data: ");
+            bytes.extend_from_slice(line);
+            bytes.push(b'\n');
+        }
+        bytes.push(b'\n');
+        bytes.into()
+    }
 }
 
 /// What the first line of a stream may begin with.

@@ -8,7 +8,6 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use custody_schemas::edits::Edits;
 use custody_schemas::event::What;
 use custody_schemas::id::CallId;
 use custody_schemas::words::Status;
@@ -25,7 +24,10 @@ use crate::identity::PrincipalId;
 use crate::inspect::is_housekeeping;
 use crate::payload::{BrokenOff, Payload};
 use crate::record::{Call, Ending, Facts, LISTEN, LISTEN_ENDING, Relayed, Way};
+use crate::revise::Reviser;
+use crate::splice::Message;
 use crate::sse::{Frame, Framer};
+use crate::tools::Unshown;
 use crate::traffic::Lane;
 use crate::upstream::Body;
 use crate::{Proxy, Served};
@@ -69,6 +71,7 @@ fn start(
         call,
         heard_at: Instant::now(),
         principal: exchange.caller.principal,
+        reviser: Reviser::of(exchange),
         lane: exchange.lane(),
         standing,
         resumes: exchange.resumes(),
@@ -95,6 +98,7 @@ struct Streaming {
     call: Option<Call>,
     heard_at: Instant,
     principal: PrincipalId,
+    reviser: Reviser,
     /// What is open between the client and the server.
     lane: Lane,
     /// It stands open for whatever may come, so silence is no fault.
@@ -182,49 +186,32 @@ impl Streaming {
 
     /// Records the messages of these frames, then gives their bytes.
     async fn pass(&mut self, frames: Vec<Frame>) -> Piece {
-        let mut relayed = Vec::new();
-        let mut ending = None;
-        let mut handed = Handed::default();
-        let mut parked = Vec::new();
+        let mut due = Due::default();
+        let mut out = Vec::with_capacity(frames.len());
         for frame in &frames {
-            let Some(data) = frame.data.as_ref().filter(|data| !data.is_empty()) else { continue };
-            let mut examined = examine(&self.served, self.asked.as_ref(), data.clone()).await;
-            if let Some((asked, mut call)) = self.parked(&examined) {
-                examined = examine(&self.served, Some(&asked), data.clone()).await;
-                call.absorb(examined.found.clone());
-                if let Some(answer) = examined.answer.take() {
-                    parked.push(call.end(Ending { response: Some(data.clone()), ..answer }));
-                    continue;
-                }
-            }
-            if let Some(call) = &mut self.call {
-                // what comes in a stream that stands open is on the record message by message
-                if !self.standing || examined.answer.is_some() {
-                    call.absorb(examined.found.clone());
-                }
-                if self.standing && examined.answer.is_some() && data.len() > LISTEN_ENDING {
+            let resumes = self.reviser.resumes();
+            let Some(data) = frame.data.as_ref().filter(|data| !data.is_empty()) else {
+                out.extend(resumes.then(|| frame.passing()));
+                continue;
+            };
+            match self.take(data, &mut due).await {
+                Ok(message) if resumes && message.edits.is_empty() => out.push(frame.passing()),
+                Ok(message) => out.push(frame.carrying(&message.bytes, resumes)),
+                Err(Failure::AnswerTooLarge) => {
                     return self.fail(Failure::AnswerTooLarge, Status::TooLarge).await;
                 }
-                if ending.is_none() && examined.answer.is_some() {
-                    handed = examined.handed;
-                    ending = examined
-                        .answer
-                        .map(|answer| Ending { response: Some(data.clone()), ..answer });
-                    continue;
-                }
+                Err(failure) => return self.fail(failure, Status::HttpError).await,
             }
-            if self.is_foreign(&examined) {
-                return self.fail(Failure::UpstreamInvalid, Status::HttpError).await;
-            }
-            relayed.push(self.relayed(examined, data.clone()));
         }
         let recorder = Arc::clone(&self.proxy.recorder);
-        let recorded = join_all(relayed.into_iter().map(|relayed| recorder.relay(relayed))).await;
+        let relayed = due.relayed.into_iter().map(|relayed| recorder.relay(relayed));
+        let recorded = join_all(relayed).await;
+        let parked = due.parked.into_iter().map(|(call, ending)| call.end(ending));
         let answered = join_all(parked).await;
         if recorded.iter().any(Result::is_err) || answered.iter().any(Result::is_err) {
             return self.fail(Failure::AuditOutcomeUnrecorded, Status::AuditFailed).await;
         }
-        if let Some(ending) = ending
+        if let Some(ending) = due.ending
             && let Some(call) = self.call.take()
         {
             let id = call.id();
@@ -232,12 +219,60 @@ impl Streaming {
                 return self.fail(Failure::AuditOutcomeUnrecorded, Status::AuditFailed).await;
             }
             let server = &self.served.server.name;
-            handed.note(&self.proxy.links, self.principal, server, id);
+            due.handed.note(&self.proxy.links, self.principal, server, id);
             self.answered = true;
         }
-        let bytes = joined(&frames);
+        let bytes = joined(out);
         // the upstream has said that it is there; so do we
         Ok(if bytes.is_empty() { Bytes::from_static(KEEP_ALIVE) } else { bytes })
+    }
+
+    /// Takes in one message: what is to be recorded of it is due, and what the client is to have
+    /// is returned.
+    async fn take(&mut self, data: &Bytes, due: &mut Due) -> Result<Message, Failure> {
+        let mut examined = examine(&self.served, self.asked.as_ref(), data.clone()).await;
+        if let Some((asked, mut call)) = self.parked(&examined) {
+            examined = examine(&self.served, Some(&asked), data.clone()).await;
+            call.absorb(examined.found.clone());
+            if let Some(answer) = examined.answer.take() {
+                let message = self.revise(&call, data).await?;
+                due.parked.push((call, answered(answer, &message)));
+                return Ok(message);
+            }
+        }
+        let answers = self.call.is_some() && examined.answer.is_some();
+        if answers && self.standing && data.len() > LISTEN_ENDING {
+            return Err(Failure::AnswerTooLarge);
+        }
+        if let Some(call) = &mut self.call
+            && (answers || !self.standing)
+        {
+            // what comes in a stream that stands open is on the record message by message
+            call.absorb(examined.found.clone());
+        }
+        if due.ending.is_none()
+            && let (Some(call), Some(answer)) = (&self.call, examined.answer.take())
+        {
+            let message = self.revise(call, data).await?;
+            due.handed = examined.handed;
+            due.ending = Some(answered(answer, &message));
+            return Ok(message);
+        }
+        if self.is_foreign(&examined) {
+            return Err(Failure::UpstreamInvalid);
+        }
+        let message = match examined.method {
+            Some(_) => self.reviser.own(data).map_err(Unshown::failure)?,
+            None => data.clone().into(),
+        };
+        due.relayed.push(self.relayed(examined, message.clone()));
+        Ok(message)
+    }
+
+    /// What the client is to have of the answer to `call`.
+    async fn revise(&self, call: &Call, data: &Bytes) -> Result<Message, Failure> {
+        let revised = self.reviser.answer(call.id(), call.facts(), data).await;
+        revised.map_err(Unshown::failure)
     }
 
     /// The call that waits for this message, if it is an answer in a stream without a call.
@@ -261,13 +296,13 @@ impl Streaming {
     }
 
     /// A message beside the call's answer.
-    fn relayed(&self, examined: Examined, bytes: Bytes) -> Relayed {
+    fn relayed(&self, examined: Examined, message: Message) -> Relayed {
         let Examined { found, method, id, answers, .. } = examined;
         let call = match id.as_deref() {
             // the call lost its stream, so it has ended; this is what it was waiting for
             Some(id) if answers => self.lane.unanswered(id),
             Some(id) if method.is_some() => {
-                self.lane.ask(id, self.call_id);
+                self.lane.ask(&self.reviser.id(id), self.call_id);
                 self.call_id
             }
             _ => self.call_id,
@@ -288,7 +323,7 @@ impl Streaming {
             ..What::default()
         };
         let facts = Facts { what: Arc::new(what), prev: None, phi, found, ..self.facts.clone() };
-        let (bytes, edits) = (Some(bytes), Edits::default());
+        let (bytes, edits) = (Some(message.arrived), message.edits);
         Relayed { way: Way::Down, call, http: None, facts, bytes, edits }
     }
 
@@ -351,14 +386,29 @@ impl Streaming {
     }
 }
 
-fn joined(frames: &[Frame]) -> Bytes {
-    if let [only] = frames {
-        return only.passing();
+/// What is to be recorded before some messages may pass.
+#[derive(Default)]
+struct Due {
+    relayed: Vec<Relayed>,
+    parked: Vec<(Call, Ending)>,
+    ending: Option<Ending>,
+    handed: Handed,
+}
+
+/// The ending of a call by this answer.
+fn answered(answer: Ending, message: &Message) -> Ending {
+    let (response, edits) = (Some(message.arrived.clone()), message.edits.clone());
+    Ending { response, edits, ..answer }
+}
+
+fn joined(mut pieces: Vec<Bytes>) -> Bytes {
+    if pieces.len() == 1 {
+        return pieces.pop().unwrap_or_default();
     }
-    let length = frames.iter().map(|frame| frame.raw.len()).sum();
+    let length = pieces.iter().map(Bytes::len).sum();
     let mut bytes = BytesMut::with_capacity(length);
-    for frame in frames {
-        bytes.extend_from_slice(&frame.passing());
+    for piece in pieces {
+        bytes.extend_from_slice(&piece);
     }
     bytes.freeze()
 }

@@ -20,12 +20,14 @@ use crate::call::{Asked, Exchange, error};
 use crate::envelope::{Envelope, EnvelopeError, Look, Shape};
 use crate::era::{self, Era, SESSION_HEADER, Spoken};
 use crate::errors::Failure;
+use crate::federation::View;
 use crate::headers::noted_up;
 use crate::identity::{Caller, Seen};
 use crate::inspect::{self, Found};
 use crate::payload::Payload;
 use crate::record::Facts;
-use crate::session::{self, Foreign};
+use crate::session::{self, Foreign, Session};
+use crate::tools::Verdict;
 use crate::upstream::media_type;
 use crate::{Proxy, Served};
 
@@ -35,8 +37,14 @@ pub(crate) struct Visit {
     /// Who came on this connection before.
     pub(crate) seen: Arc<Seen>,
     pub(crate) headers: HeaderMap,
-    /// The server's name in the path.
+    /// The server's name in the path; the empty text is all of them.
     pub(crate) server: String,
+    /// The path that it came on: the server's name, or the empty text.
+    pub(crate) route: String,
+    /// How the server looks at the common address, if the request came there.
+    pub(crate) view: Option<View>,
+    /// The client's call that this request is part of.
+    pub(crate) within: Option<CallId>,
     /// That server, if there is one.
     pub(crate) served: Option<Arc<Served>>,
     /// The hash of the session that the client names.
@@ -88,7 +96,7 @@ pub(crate) struct Denial {
     request: Option<Bytes>,
 }
 
-fn not_a_message(wrong: EnvelopeError) -> Stop {
+pub(crate) fn not_a_message(wrong: EnvelopeError) -> Stop {
     let failure = match wrong {
         EnvelopeError::Json(_) => Failure::NotJson,
         EnvelopeError::Batch | EnvelopeError::NotObject | EnvelopeError::Type(_) => {
@@ -108,7 +116,15 @@ impl Visit {
     ) -> Self {
         let session = headers.get(SESSION_HEADER).map(|id| session::hash(id.as_bytes()));
         let served = proxy.servers.get(server).map(Arc::clone);
-        Self { proxy, seen, headers, server: server.to_owned(), served, session }
+        let (server, route) = (server.to_owned(), server.to_owned());
+        Self { proxy, seen, headers, server, route, view: None, within: None, served, session }
+    }
+
+    /// The same request as it goes to one of the servers of the common address.
+    pub(crate) fn toward(&self, view: View, headers: HeaderMap, within: Option<CallId>) -> Self {
+        let (proxy, seen) = (Arc::clone(&self.proxy), Arc::clone(&self.seen));
+        let visit = Self::new(proxy, seen, headers, &view.server);
+        Self { route: self.route.clone(), view: Some(view), within, ..visit }
     }
 
     /// Twins matter everywhere in what goes to a server with protected data.
@@ -180,6 +196,19 @@ impl Visit {
         envelope: &Envelope<'_>,
     ) -> Result<(Exchange<'v>, Spoken), Stop> {
         let served = self.served.as_ref().ok_or(Failure::UnknownServer)?;
+        let spoken = self.check(envelope)?;
+        if let (CALLING, Some(tool)) = (envelope.method(), &envelope.name) {
+            match self.proxy.tools.judge(&served.server, tool) {
+                Verdict::Allowed(_) => {}
+                Verdict::Denied => return Err(Failure::ToolDenied.into()),
+                Verdict::Changed(_) => return Err(Failure::ToolChanged.into()),
+            }
+        }
+        Ok((self.enter(caller, served, envelope, spoken.era)?, spoken))
+    }
+
+    /// What a message must be, whichever server it is for.
+    pub(crate) fn check(&self, envelope: &Envelope<'_>) -> Result<Spoken, Stop> {
         if let Some(key) = &envelope.twin {
             let key: String = key.chars().take(64).collect();
             return Err(Stop::because(Failure::TwinKeys, format!("{key:?}")));
@@ -202,7 +231,7 @@ impl Visit {
         if spoken.era == Era::Modern && !envelope.version_2 {
             return Err(Stop::because(Failure::Invalid, "jsonrpc must be \"2.0\""));
         }
-        Ok((self.enter(caller, served, envelope, spoken.era)?, spoken))
+        Ok(spoken)
     }
 
     /// Finds the session, which must be the caller's own. From 2026-07-28 on there are none, and
@@ -214,23 +243,33 @@ impl Visit {
         envelope: &Envelope<'_>,
         era: Era,
     ) -> Result<Exchange<'v>, Stop> {
-        if self.headers.get_all(SESSION_HEADER).iter().nth(1).is_some() {
-            return Err(Stop::because(Failure::HeaderMismatch, "Mcp-Session-Id stands twice"));
-        }
-        let session = match self.session.filter(|_| era == Era::Legacy) {
-            None => None,
-            Some(id) => match self.proxy.sessions.get(id, &self.server, caller.principal) {
-                Ok(session) => Some(session),
-                Err(Foreign) if envelope.method() == "initialize" => None,
-                Err(Foreign) => return Err(Failure::UnknownSession.into()),
-            },
-        };
+        let session = self.find_session(caller, envelope, era)?;
         let known = session.as_ref().and_then(|session| session.claimed.clone());
         let owned = |text: &Option<Cow<'_, str>>| text.as_deref().map(str::to_owned);
         let claimed = owned(&envelope.client.name)
             .map(|name| ClientClaimed { name, version: owned(&envelope.client.version) });
         let (caller, claimed) = (caller.clone(), claimed.or(known));
         Ok(Exchange { visit: self, served, caller, claimed, session })
+    }
+
+    /// The session that the request names.
+    pub(crate) fn find_session(
+        &self,
+        caller: &Caller,
+        envelope: &Envelope<'_>,
+        era: Era,
+    ) -> Result<Option<Arc<Session>>, Stop> {
+        if self.headers.get_all(SESSION_HEADER).iter().nth(1).is_some() {
+            return Err(Stop::because(Failure::HeaderMismatch, "Mcp-Session-Id stands twice"));
+        }
+        match self.session.filter(|_| era == Era::Legacy) {
+            None => Ok(None),
+            Some(id) => match self.proxy.sessions.get(id, &self.route, caller.principal) {
+                Ok(session) => Ok(Some(session)),
+                Err(Foreign) if envelope.method() == "initialize" => Ok(None),
+                Err(Foreign) => Err(Failure::UnknownSession.into()),
+            },
+        }
     }
 
     /// Turns away somebody who is not known, of whose request only the head was read.
@@ -263,6 +302,7 @@ impl Visit {
             phi: false,
             found,
             by_proxy: false,
+            within: self.within,
         };
         let id = envelope.id.filter(|_| envelope.method.is_some()).map(str::to_owned);
         Denial { stop, facts, id, request: request.cloned() }
@@ -283,6 +323,14 @@ impl Visit {
         })
     }
 
+    /// The definition of a tool that is in force.
+    fn definition(&self, tool: &str) -> Option<Hash> {
+        match self.proxy.tools.judge(&self.served.as_ref()?.server, tool) {
+            Verdict::Allowed(definition) | Verdict::Changed(definition) => definition,
+            Verdict::Denied => None,
+        }
+    }
+
     /// What is called, in the words of a record.
     pub(crate) fn what(&self, envelope: &Envelope<'_>, protocol: Option<String>) -> What {
         let owned = |text: &Option<Cow<'_, str>>| text.as_deref().map(str::to_owned);
@@ -290,6 +338,7 @@ impl Visit {
         let name = |wanted: &str| owned(&envelope.name).filter(|_| method == Some(wanted));
         let served = self.served.as_deref().map(|served| &served.server);
         let rule = served.and_then(|server| server.rules.activity(envelope.name.as_deref()));
+        let tool = name(CALLING);
         let header = self.headers.get("traceparent").and_then(|value| value.to_str().ok());
         What {
             activity: rule.or_else(|| activity(method?)),
@@ -299,20 +348,23 @@ impl Visit {
             recipient: served.and_then(|server| server.recipient.clone()),
             resource: owned(&envelope.uri),
             rpc_id: envelope.id.map(str::to_owned),
-            server: Some(self.server.clone()),
+            server: Some(self.server.clone()).filter(|server| !server.is_empty()),
             session: self.session,
-            tool: name("tools/call"),
-            tool_definition: None,
+            tool_definition: tool.as_deref().and_then(|tool| self.definition(tool)),
+            tool,
             trace: owned(&envelope.trace).or_else(|| header.map(str::to_owned)),
             transport: Some("streamable-http".to_owned()),
         }
     }
 }
 
+/// The method that calls a tool.
+const CALLING: &str = "tools/call";
+
 /// What a method does to data, where its name says so.
 fn activity(method: &str) -> Option<Activity> {
     match method {
-        "tools/call" => Some(Activity::E),
+        CALLING => Some(Activity::E),
         "resources/read"
         | "resources/list"
         | "resources/subscribe"

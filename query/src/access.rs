@@ -20,6 +20,8 @@ pub enum Right {
     Reports,
     /// Completeness and metrics.
     Status,
+    /// Approving a tool's definition.
+    Approve,
 }
 
 impl Right {
@@ -28,6 +30,7 @@ impl Right {
             Self::Sql => "SQL",
             Self::Reports => "reports",
             Self::Status => "status",
+            Self::Approve => "approving",
         }
     }
 
@@ -36,7 +39,8 @@ impl Right {
         match self {
             Self::Sql => &["auditor", "sql"],
             Self::Reports => &["auditor", "sql", "reports"],
-            Self::Status => &["auditor", "sql", "reports", "status"],
+            Self::Status => &["auditor", "sql", "reports", "status", "approver"],
+            Self::Approve => &["auditor", "approver"],
         }
     }
 }
@@ -48,7 +52,7 @@ pub struct Token {
     pub name: String,
     /// SHA-256 of the token.
     pub sha256: [u8; 32],
-    /// `auditor` (everything), `sql`, `reports`, `status`; none means `auditor`.
+    /// `auditor` (everything), `sql`, `reports`, `status`, `approver`; none means `auditor`.
     pub roles: Vec<String>,
 }
 

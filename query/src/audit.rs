@@ -42,14 +42,29 @@ pub(crate) async fn ask(
     asker: &Asker,
     question: &Question,
 ) -> Result<Asked, QueryError> {
+    let method = question.method.clone();
+    open(writer, metrics, asker, (method, Activity::R), question.body()).await
+}
+
+/// Records that `asker` asks for something that is no statement: `method` says what, `body` the rest.
+///
+/// # Errors
+/// [`QueryError::Audit`]; then nothing may be done.
+pub(crate) async fn open(
+    writer: &Writer,
+    metrics: &Metrics,
+    asker: &Asker,
+    (method, activity): (String, Activity),
+    body: Vec<u8>,
+) -> Result<Asked, QueryError> {
     let refused =
         |error: custody_journal::writer::AppendError| QueryError::Audit(error.to_string());
     let mut slot = writer.slot(0).map_err(refused)?;
     let call = CallId::from_uuid(uuid::Uuid::now_v7());
     let who = Arc::new(asker.who());
     let what = Arc::new(What {
-        activity: Some(Activity::R),
-        method: Some(question.method.clone()),
+        activity: Some(activity),
+        method: Some(method),
         transport: Some("http".to_owned()),
         ..What::default()
     });
@@ -59,8 +74,7 @@ pub(crate) async fn ask(
     draft.who = Some(Arc::clone(&who));
     draft.what = Some(Arc::clone(&what));
     draft.decision = Some(Arc::clone(&decision));
-    let bytes = Bytes::from(question.body());
-    let body = OutBody { part: Part::Request, bytes };
+    let body = OutBody { part: Part::Request, bytes: Bytes::from(body) };
     slot.open(draft, vec![body]).await.map_err(refused)?;
     let (slot, metrics, since) = (Some(slot), metrics.clone(), Instant::now());
     Ok(Asked { slot, call, who, what, decision, metrics, since, rows: 0 })
@@ -70,6 +84,11 @@ impl Asked {
     /// The question's call.
     pub(crate) const fn call(&self) -> CallId {
         self.call
+    }
+
+    /// Who asks.
+    pub(crate) fn who(&self) -> Arc<Who> {
+        Arc::clone(&self.who)
     }
 
     /// Counts rows that are about to be handed over.

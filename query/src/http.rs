@@ -1,7 +1,7 @@
 //! The HTTP edge: who may ask, what a request looks like, which status an error has.
 //!
-//! `POST /v1/sql`, `GET /v1/reports/phi-access`, `GET /v1/completeness`, `GET /healthz`, `/readyz`,
-//! `/metrics`, and the page at `/`. Every answer carries the headers `custody-completeness` and
+//! `POST /v1/sql`, `GET /v1/reports/phi-access`, `GET /v1/completeness`, `GET /v1/tools`,
+//! `POST /v1/tools/approve`, `GET /healthz`, `/readyz`, `/metrics`, and the page at `/`. Every answer carries the headers `custody-completeness` and
 //! `custody-cut`; the latter, as the parameter `cut`, asks for the same rows again, from any node.
 //! Errors are `{"error": {"kind", "message", "hint"}}`.
 
@@ -16,6 +16,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use bytes::Bytes;
+use custody_journal::control::Control;
 use http::header::{
     ACCEPT, AUTHORIZATION, CONTENT_DISPOSITION, CONTENT_TYPE, HOST, HeaderName, ORIGIN, USER_AGENT,
     WWW_AUTHENTICATE,
@@ -36,6 +37,7 @@ use crate::statement::Params;
 use crate::web;
 
 mod serve;
+mod tools;
 
 /// The longest request.
 const MAX_REQUEST_BYTES: usize = 1024 * 1024;
@@ -53,6 +55,8 @@ pub struct HttpOptions {
     pub access: Access,
     /// Names in `Host` that are accepted beside `localhost` and loopback addresses.
     pub hosts: Vec<String>,
+    /// What the deployment's processes share, where it can be seen from here.
+    pub control: Option<Control>,
 }
 
 /// The edge and what it counts.
@@ -89,6 +93,8 @@ pub fn router(engine: Arc<Engine>, options: HttpOptions) -> Router {
         .route("/v1/sql", post(sql))
         .route("/v1/reports/phi-access", get(phi_access))
         .route("/v1/completeness", get(completeness))
+        .route("/v1/tools", get(tools::list))
+        .route("/v1/tools/approve", post(tools::approve))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))

@@ -69,14 +69,18 @@ const OPENING: &str = "tenant prev_call user_issuer user_subject user_name agent
     agent_instance agent_version client_name client_version delegation assurance token_id roles \
     purpose purpose_source source_ip user_agent method server recipient recipient_relation tool \
     tool_definition resource prompt activity protocol transport rpc_id trace effect reason \
-    policies policy_version approval";
+    policies policy_version approval edits_body edit_count";
 
 /// What only an ending knows.
 const ENDING: &str = "http_status code duration_us result_type response_body response_bytes";
 
 /// What the ending knows better, and the opening says for as long as there is none.
-const BOTH: &str = "session request_body request_bytes edits_body edit_count labels identifiers \
+const BOTH: &str = "session request_body request_bytes labels identifiers \
     sensitivity disclosure detector subject_status subject_count subjects";
+
+/// What was changed in an answer: an opening's edits are of its request, an ending's of its answer.
+const ANSWERS_EDITS: &str =
+    ", e.edits_body AS response_edits_body, e.edit_count AS response_edit_count";
 
 fn words(list: &'static str) -> impl Iterator<Item = &'static str> {
     list.split_whitespace()
@@ -104,6 +108,7 @@ fn pairs(opened: &str, refused: &str, ended: &str) -> String {
     for column in words(BOTH) {
         add(&mut sql, format_args!(", coalesce(e.{column}, o.{column}) AS {column}"));
     }
+    sql.push_str(ANSWERS_EDITS);
     add(
         &mut sql,
         format_args!(
@@ -116,8 +121,13 @@ fn pairs(opened: &str, refused: &str, ended: &str) -> String {
         ),
     );
     for column in words(OPENING).chain(words(ENDING)).chain(words(BOTH)) {
-        add(&mut sql, format_args!(", e.{column}"));
+        match column {
+            "edits_body" => sql.push_str(", CAST(NULL AS VARCHAR) AS edits_body"),
+            "edit_count" => sql.push_str(", CAST(NULL AS BIGINT) AS edit_count"),
+            column => add(&mut sql, format_args!(", e.{column}")),
+        }
     }
+    sql.push_str(ANSWERS_EDITS);
     add(
         &mut sql,
         format_args!(
@@ -218,8 +228,13 @@ const TOOLS: &str = "SELECT server, tool, min(at) AS first_at, max(at) AS last_a
     CAST(avg(duration_us) AS BIGINT) AS mean_duration_us \
     FROM calls WHERE tool IS NOT NULL GROUP BY server, tool";
 
-const TOOL_CHANGES: &str = "SELECT at, server, tool, tool_definition, detail, stream, seq \
-    FROM events WHERE entry = 'event' AND kind = 'tools.observed'";
+const TOOL_CHANGES: &str = "SELECT t.at, t.server, t.tool, t.tool_definition, \
+    json_text(t.detail, 'previous') AS previous_definition, json_text(t.detail, 'change') AS change, \
+    TRY_CAST(b.bytes AS VARCHAR) AS definition, t.call, t.detail, t.stream, t.seq \
+    FROM (SELECT * FROM events WHERE entry = 'event' AND kind = 'tools.observed') t \
+    LEFT JOIN (SELECT body, bytes FROM bodies \
+        WHERE count = 1 AND encoding = 'identity' AND cipher = 'none') b \
+    ON t.request_body = b.body";
 
 const STREAMS: &str = "SELECT stream, split_part(stream, '/', 1) AS writer, \
     min(at) AS first_at, max(at) AS last_at, count(DISTINCT seq) AS events, \
@@ -243,7 +258,9 @@ const CALL_BODIES: &str = "SELECT r.call, r.at, r.part, r.body, r.bytes, \
       UNION ALL SELECT call, at, 'response', response_body, response_bytes \
         FROM calls WHERE response_body IS NOT NULL \
       UNION ALL SELECT call, at, 'edits', edits_body, CAST(NULL AS BIGINT) \
-        FROM calls WHERE edits_body IS NOT NULL) r \
+        FROM calls WHERE edits_body IS NOT NULL \
+      UNION ALL SELECT call, at, 'response_edits', response_edits_body, CAST(NULL AS BIGINT) \
+        FROM calls WHERE response_edits_body IS NOT NULL) r \
     LEFT JOIN (SELECT body, max(\"count\") AS \"count\", count(DISTINCT \"index\") AS chunks \
         FROM bodies WHERE problem IS NULL GROUP BY body) b \
     ON r.body = b.body";
@@ -273,11 +290,16 @@ pub const MEANINGS: &[(&str, &str)] = &[
     ("events", "how many different events are stored"),
     ("gaps", "how many events below the last are missing"),
     ("closed", "whether its last event is there"),
-    ("part", "`request`, `response` or `edits`"),
+    ("part", "`request`, `response`, `edits` (of the request) or `response_edits`"),
+    ("response_edits_body", "id of the body that says what the proxy changed in the answer"),
+    ("response_edit_count", "how many edits the proxy made in the answer"),
     ("bytes", "length in bytes"),
     ("chunks", "how many chunks it has; NULL while none is visible"),
     ("chunks_stored", "how many of its chunks are visible"),
     ("body_status", "`stored`, `partial`, or `pending` while none is visible"),
+    ("definition", "the tool as its server described it; NULL while its body is not visible"),
+    ("previous_definition", "hash of the definition before it; NULL when there was none"),
+    ("change", "`first` or `changed`"),
     ("statement", "the statement in SQL; NULL while its body is not visible"),
     ("params", "its parameters, as JSON"),
     ("request", "statement and parameters as they were sent"),

@@ -21,6 +21,7 @@ pub mod json;
 pub mod kind;
 pub mod record;
 pub mod seal;
+pub mod tools;
 pub mod wire;
 pub mod words;
 

@@ -114,6 +114,31 @@ pub struct Server {
     pub recipient: Option<Recipient>,
     /// What to look for in its messages.
     pub rules: Vec<Rule>,
+    /// Which of its tools may be used.
+    pub tools: Tools,
+}
+
+/// Which tools of a server may be used.
+#[derive(Clone, Debug, Default)]
+pub struct Tools {
+    /// Only these, if any are given; `*` stands for anything.
+    pub allow: Vec<String>,
+    /// Never these.
+    pub deny: Vec<String>,
+    /// Whether their definitions may change.
+    pub pin: Pin,
+}
+
+/// Whether a tool's definition may change.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pin {
+    /// Nothing is pinned.
+    Off,
+    /// A change is shown until it is approved.
+    #[default]
+    Observe,
+    /// A tool that has changed is hidden and refused until it is approved.
+    Enforce,
 }
 
 /// Who is behind a server.

@@ -8,6 +8,7 @@ use custody_proxy::Watched;
 use custody_proxy::config::{Limits, OnAuditFailure, Server};
 use custody_proxy::identity::{Identity, StaticKey};
 use custody_proxy::inspect::{Rule as PathRule, Rules, ToolRule};
+use custody_proxy::tools::{Pattern, Pin, ToolSettings};
 use custody_schemas::event::{Agent, Principal, Recipient};
 use custody_schemas::id::Hash;
 use custody_schemas::words::{Activity, Relation};
@@ -36,7 +37,7 @@ pub async fn serve(
     config: &Config,
     recording: &Recording,
 ) -> anyhow::Result<Part> {
-    let settings = settings(config)?;
+    let settings = settings(config, recording)?;
     let listener = listen(config.proxy.listen, "proxy.listen").await?;
     process.listens("proxy", listener.local_addr()?);
     let watched = Watched::new(Arc::clone(&process.page), recording.ready());
@@ -47,7 +48,7 @@ pub async fn serve(
 }
 
 /// The settings of the proxy.
-fn settings(config: &Config) -> anyhow::Result<custody_proxy::Config> {
+fn settings(config: &Config, recording: &Recording) -> anyhow::Result<custody_proxy::Config> {
     let servers = config.servers.iter().map(server).collect::<anyhow::Result<_>>()?;
     Ok(custody_proxy::Config {
         identity: identity(&config.keys)?,
@@ -56,6 +57,7 @@ fn settings(config: &Config) -> anyhow::Result<custody_proxy::Config> {
         max_message_bytes: usize::try_from(config.proxy.max_message_bytes)?,
         allowed_hosts: config.proxy.allowed_hosts.clone(),
         allowed_origins: config.proxy.allowed_origins.clone(),
+        control: Some(recording.control.clone()),
         limits: Limits {
             response: Duration::from_millis(config.proxy.upstream_timeout_ms),
             sessions: usize::try_from(config.proxy.max_sessions)?,
@@ -102,9 +104,20 @@ fn server(server: &config::Server) -> anyhow::Result<Server> {
         recipient: server.recipient.as_ref().map(recipient),
         on_audit_failure: OnAuditFailure::Deny,
         rules,
+        tools: tools(&server.tools),
         response: server.timeout_ms.map(Duration::from_millis),
         ..Server::reached(&server.name, reach(&server.name, &server.reach)?)
     })
+}
+
+fn tools(tools: &config::Tools) -> ToolSettings {
+    let patterns = |names: &[String]| names.iter().map(Pattern::new).collect();
+    let pin = match tools.pin {
+        config::Pin::Off => Pin::Off,
+        config::Pin::Observe => Pin::Observe,
+        config::Pin::Enforce => Pin::Enforce,
+    };
+    ToolSettings { allow: patterns(&tools.allow), deny: patterns(&tools.deny), pin }
 }
 
 fn recipient(recipient: &config::Recipient) -> Recipient {

@@ -36,7 +36,7 @@ pub async fn answer(
     journal: Arc<dyn Journal>,
     recording: &Recording,
 ) -> anyhow::Result<Part> {
-    let edge = edge(config)?;
+    let edge = edge(config, recording)?;
     let listener = listen(config.query.listen, "query.listen").await?;
     process.listens("query", listener.local_addr()?);
     let page = Arc::clone(&process.page);
@@ -92,8 +92,9 @@ fn listed(recording: &Recording) -> anyhow::Result<Writers> {
 }
 
 /// The settings of the HTTP edge.
-fn edge(config: &Config) -> anyhow::Result<HttpOptions> {
+fn edge(config: &Config, recording: &Recording) -> anyhow::Result<HttpOptions> {
     let tokens = config.query.tokens.iter().map(|text| Token::parse(text));
     let access = Access::new(tokens.collect::<Result<_, _>>().map_err(anyhow::Error::msg)?);
-    Ok(HttpOptions { access, hosts: config.query.allowed_hosts.clone() })
+    let control = Some(recording.control.clone());
+    Ok(HttpOptions { access, hosts: config.query.allowed_hosts.clone(), control })
 }

@@ -92,6 +92,7 @@ impl Recorder {
             sent: false,
             media: None,
             partial: false,
+            absent: Vec::new(),
             renewed: false,
             flight: None,
             recorder: Arc::clone(self),
@@ -162,6 +163,8 @@ struct Open {
     media: Option<String>,
     /// The answer on record is not all of it.
     partial: bool,
+    /// Whose part of a common answer is missing.
+    absent: Vec<String>,
     /// The server's session was opened anew, and the request sent once more.
     renewed: bool,
     /// By what the client can cancel it.
@@ -196,6 +199,11 @@ impl Call {
         if media != "application/json" {
             open.media = Some(media.to_owned());
         }
+    }
+
+    /// Notes whose part of a common answer is missing.
+    pub(crate) fn note_absent(&mut self, absent: Vec<String>) {
+        self.0.absent = absent;
     }
 
     /// Notes whether the answer that will be recorded is not all that the server sent.
@@ -307,6 +315,9 @@ impl Open {
         draft.data = inspect::data(self.facts.phi, &self.facts.found);
         if self.partial {
             draft = draft.with("partial", true);
+        }
+        if !self.absent.is_empty() {
+            draft = draft.with("absent", self.absent.clone());
         }
         if self.renewed {
             draft = draft.with("session_renewed", true);

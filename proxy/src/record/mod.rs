@@ -28,6 +28,7 @@ use crate::errors::Failure;
 use crate::inspect::{self, Found};
 use crate::metrics::{Metrics, Step};
 use crate::policy::Policy;
+use crate::tools::Observed;
 use crate::upstream::Note;
 
 pub(crate) use call::{Call, Ending};
@@ -42,6 +43,10 @@ pub(crate) const LISTEN: &str = "subscriptions/listen";
 pub(crate) const LISTEN_ENDING: usize = 64 << 10;
 /// How many events that are no calls are recorded at a time.
 const MAX_BESIDE: usize = 256;
+/// How many definitions of tools are recorded at a time.
+const OBSERVED_AT_ONCE: usize = 64;
+/// How many other servers with a tool of the same name are named.
+const MAX_ALSO_ON: usize = 16;
 
 /// It could not be recorded in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +83,8 @@ pub(crate) struct Facts {
     pub(crate) headers: Option<Json>,
     /// Whether the proxy sends it on its own behalf.
     pub(crate) by_proxy: bool,
+    /// The client's call that it is part of.
+    pub(crate) within: Option<CallId>,
 }
 
 /// Which way a relayed message goes.
@@ -238,6 +245,7 @@ impl Recorder {
             found,
             headers: None,
             by_proxy: false,
+            within: None,
         };
         let mut draft = facts.draft(Kind::MessageRelayed, None, None);
         draft.data = facts.data_with_first_subjects();
@@ -253,6 +261,25 @@ impl Recorder {
         {
             tracing::warn!(server = %server.name, length, "what a server said is not on the record");
         }
+    }
+
+    /// Records definitions of tools that were not seen before, in an answer to `call`.
+    pub(crate) async fn observed(
+        &self,
+        call: CallId,
+        facts: &Facts,
+        observed: &[Observed],
+        answer: &Bytes,
+    ) -> Result<(), Unrecorded> {
+        for some in observed.chunks(OBSERVED_AT_ONCE) {
+            let appends = some.iter().map(|observed| {
+                let definition = answer.slice(observed.range.clone());
+                let bodies = bodies(Part::Request, Some(definition), &Edits::default());
+                self.append(facts.observed(call, observed), bodies)
+            });
+            join_all(appends).await.into_iter().collect::<Result<(), _>>()?;
+        }
+        Ok(())
     }
 
     async fn append(&self, draft: Draft, bodies: Vec<OutBody>) -> Result<(), Unrecorded> {
@@ -323,6 +350,40 @@ impl Facts {
         if self.by_proxy {
             draft = draft.with("by", "proxy");
         }
+        if let Some(call) = self.within {
+            draft = draft.with("within", call.to_string());
+        }
+        draft
+    }
+
+    /// What is said of a definition that was not seen before.
+    fn observed(&self, call: CallId, observed: &Observed) -> Draft {
+        let change = if observed.previous.is_some() { "changed" } else { "first" };
+        let mut draft = Draft::new(Kind::ToolsObserved).with("change", change);
+        if let Some(previous) = observed.previous {
+            draft = draft.with("previous", previous.to_string());
+        }
+        if !observed.also_on.is_empty() {
+            let some: Vec<_> = observed.also_on.iter().take(MAX_ALSO_ON).cloned().collect();
+            draft = draft.with("also_on", some);
+        }
+        if observed.is_unapproved {
+            draft = draft.with("unapproved", true);
+        }
+        draft.call = Some(call);
+        draft.who = Some(Arc::clone(&self.who));
+        let around = &self.what;
+        draft.what = Some(Arc::new(What {
+            tool: Some(observed.tool.clone()),
+            tool_definition: Some(observed.hash),
+            method: around.method.clone(),
+            protocol: around.protocol.clone(),
+            recipient: around.recipient.clone(),
+            server: around.server.clone(),
+            session: around.session,
+            transport: around.transport.clone(),
+            ..What::default()
+        }));
         draft
     }
 

@@ -2,6 +2,7 @@
 //! recorded, in which order.
 
 mod edge;
+mod federation;
 mod fidelity;
 mod guarantees;
 mod hostile;
@@ -9,6 +10,7 @@ mod mistakes;
 mod quiet;
 mod stdio;
 mod streams;
+mod tools;
 mod upstreams;
 
 use std::collections::HashMap;

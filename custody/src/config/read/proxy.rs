@@ -3,7 +3,7 @@
 use super::{listen, reach, values};
 use crate::config::document::Document;
 use crate::config::section::{At, Section};
-use crate::config::{Durability, Key, Proxy, Recipient, Rule, Server};
+use crate::config::{Durability, Key, Pin, Proxy, Recipient, Rule, Server, Tools};
 
 /// `[proxy]`; what its calls wait for depends on where the journal is.
 pub(super) fn proxy(d: &mut Document<'_>, has_keys: bool, on_kafka: bool) -> Proxy {
@@ -80,9 +80,10 @@ fn server<'t>(d: &mut Document<'t>, mut s: Section<'t>) -> Option<Server> {
     on_audit_failure(d, &mut s, phi);
     let recipient = d.subsection(&mut s, "recipient").and_then(|r| recipient(d, r));
     let rules = d.subsections(&mut s, "rule").into_iter().map(|r| rule(d, r)).collect();
+    let tools = d.subsection(&mut s, "tools").map(|t| tools(d, t)).unwrap_or_default();
     d.finish_section(s);
     let (name, reach) = (name?.value, reach?);
-    Some(Server { name, reach, timeout_ms, phi, recipient, rules })
+    Some(Server { name, reach, timeout_ms, phi, recipient, rules, tools })
 }
 
 /// Only `deny` can be had in this version; the other word is told apart for `phi` servers.
@@ -119,6 +120,24 @@ fn recipient<'t>(d: &mut Document<'t>, mut s: Section<'t>) -> Option<Recipient> 
     }
     d.finish_section(s);
     Some(Recipient { name: name?.value, address, relation: relation.map(|at| at.value) })
+}
+
+fn tools<'t>(d: &mut Document<'t>, mut s: Section<'t>) -> Tools {
+    let allow = values(s.texts(d, "allow"));
+    let deny = values(s.texts(d, "deny"));
+    let pin = s.text(d, "pin").map_or_else(Pin::default, |At { line, value }| match &*value {
+        "off" => Pin::Off,
+        "observe" => Pin::Observe,
+        "enforce" => Pin::Enforce,
+        _ => {
+            let text =
+                format!("tools.pin must be \"off\", \"observe\" or \"enforce\", not {value:?}");
+            d.mistake(line, text);
+            Pin::default()
+        }
+    });
+    d.finish_section(s);
+    Tools { allow, deny, pin }
 }
 
 fn rule<'t>(d: &mut Document<'t>, mut s: Section<'t>) -> Rule {
