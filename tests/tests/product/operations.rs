@@ -14,7 +14,7 @@ const STRANGE: &str = "zzzzzzzzzzzzzzzzzzzz";
 
 /// Every table of a configuration, each with a strange key. Those that need something to be read at
 /// all have it.
-const TABLES: [(&str, &str); 14] = [
+const TABLES: [(&str, &str); 15] = [
     ("deployment", "[deployment]"),
     ("proxy", "[proxy]"),
     ("server", "[[server]]\nname = \"a\"\nurl = \"http://127.0.0.1:1/mcp\""),
@@ -24,6 +24,7 @@ const TABLES: [(&str, &str); 14] = [
         "[server.oauth]\ntoken_url = \"http://h/\"\nclient_id = \"a\"\nclient_secret = \"a\"",
     ),
     ("server.rule", "[[server.rule]]"),
+    ("server.tools", "[server.tools]"),
     ("key", "[[key]]"),
     ("journal", "[journal]\nkind = \"kafka\"\nbrokers = \"k:1\""),
     ("journal.tls", "[journal.tls]"),
