@@ -311,3 +311,22 @@ async fn the_clients_own_stream_gives_what_belongs_to_no_request_and_a_stop_ends
     bench.task.await.unwrap();
     assert!(!Path::new(&format!("/proc/{pid}")).exists(), "no process is left behind");
 }
+
+#[tokio::test]
+async fn a_call_that_was_cancelled_ends_without_a_word_when_its_session_does() {
+    let bench = bench(shell(&script("*tools/call*) ;;"))).await;
+    let session = bench.enter().await;
+    let headers = [("mcp-session-id", session.as_str())];
+    let cancelling = async {
+        bench.events_when(|events| of_kind(events, &Kind::CallRequested).len() == 2).await;
+        let cancel =
+            r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}"#;
+        assert_eq!(bench.say(&session, cancel).await.status, 202);
+        bench.send(Method::DELETE, "/servers/ehr/mcp", &headers, "").await
+    };
+    let (called, left) = tokio::join!(bench.say(&session, CALL), cancelling);
+    assert_eq!((left.status, called.status, &called.body[..]), (200, 200, &b""[..]));
+    let events = bench.after_endings(2).await;
+    let ending = of_kind(&events, &Kind::CallEnded)[1];
+    assert_eq!(ending.outcome.as_ref().unwrap().status.as_str(), "cancelled");
+}

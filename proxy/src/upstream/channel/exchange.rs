@@ -17,6 +17,8 @@ pub(super) enum Message {
     More(Bytes),
     /// The answer.
     Last(Bytes),
+    /// None any more: the client has cancelled the request. The answer may come all the same.
+    Cancelled,
 }
 
 /// Messages as they come, framed as events.
@@ -26,18 +28,19 @@ pub(crate) struct Exchange {
     rest: mpsc::Receiver<Message>,
     /// The request's place among those in flight; nothing in a stream that belongs to none.
     turn: Option<Turn>,
+    cancelled: bool,
     ended: bool,
 }
 
 impl Exchange {
     /// The messages up to the answer to a request.
     pub(super) fn of_request(rest: mpsc::Receiver<Message>, turn: Turn) -> Self {
-        Self { first: None, rest, turn: Some(turn), ended: false }
+        Self { first: None, rest, turn: Some(turn), cancelled: false, ended: false }
     }
 
     /// The messages that belong to no request.
     pub(super) fn of_nobody(rest: mpsc::Receiver<Message>) -> Self {
-        Self { first: None, rest, turn: None, ended: false }
+        Self { first: None, rest, turn: None, cancelled: false, ended: false }
     }
 
     /// Waits for the first message: the answer if that is it.
@@ -63,21 +66,28 @@ impl Exchange {
         if self.ended {
             return Poll::Ready(None);
         }
-        let next = match self.first.take() {
-            Some(first) => Some(first),
-            None => ready!(self.rest.poll_recv(context)),
-        };
-        Poll::Ready(match next {
-            Some(Message::More(bytes)) => Some(Ok(event(&bytes))),
-            Some(Message::Last(bytes)) => {
-                self.end();
-                Some(Ok(event(&bytes)))
-            }
-            None => {
-                self.ended = true;
-                self.turn.is_some().then_some(Err(Broken))
-            }
-        })
+        loop {
+            let next = match self.first.take() {
+                Some(first) => Some(first),
+                None => ready!(self.rest.poll_recv(context)),
+            };
+            return Poll::Ready(match next {
+                Some(Message::More(bytes)) => Some(Ok(event(&bytes))),
+                Some(Message::Last(bytes)) => {
+                    self.end();
+                    Some(Ok(event(&bytes)))
+                }
+                Some(Message::Cancelled) => {
+                    self.cancelled = true;
+                    continue;
+                }
+                None => {
+                    self.ended = true;
+                    let broken = self.turn.is_some() && !self.cancelled;
+                    broken.then_some(Err(Broken))
+                }
+            });
+        }
     }
 
     fn end(&mut self) {

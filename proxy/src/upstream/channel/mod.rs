@@ -219,6 +219,9 @@ impl Shared {
         };
         if !is_request {
             session.write(bytes.clone()).await?;
+            if message.method() == "notifications/cancelled" {
+                session.cancelled(&message);
+            }
             return Ok(empty(StatusCode::ACCEPTED));
         }
         let exchange = session.ask(Request::new(&message, modern, bytes.clone())).await?;

@@ -218,6 +218,17 @@ impl Session {
         self.lines.send(bytes).await.map_err(|_| NoAnswer::Unreachable)
     }
 
+    /// Notes that the client has told the server to cancel one of its requests: whoever waits
+    /// for the answer need not be told when none comes.
+    pub(super) fn cancelled(&self, message: &Envelope<'_>) {
+        let Some(id) = names(message).request else { return };
+        let state = self.state();
+        if let Some(other) = state.with_id(id.get()).filter(|other| !other.left) {
+            // a stream that is full has begun
+            drop(other.to.try_send(Message::Cancelled));
+        }
+    }
+
     /// The stream for messages that belong to no request; one that was open ends.
     pub(super) fn listen(&self) -> Exchange {
         let (to, messages) = mpsc::channel(MAX_WAITING + MAX_IN_STREAM);
@@ -285,6 +296,7 @@ impl Session {
     async fn give(&self, to: &mpsc::Sender<Message>, message: Message) -> bool {
         let bytes = match &message {
             Message::More(bytes) | Message::Last(bytes) => bytes.clone(),
+            Message::Cancelled => Bytes::new(),
         };
         let given = matches!(timeout(STALLED, to.send(message)).await, Ok(Ok(())));
         if !given {
