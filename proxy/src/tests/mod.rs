@@ -4,6 +4,7 @@
 mod edge;
 mod federation;
 mod fidelity;
+mod fuzz;
 mod guarantees;
 mod hostile;
 mod mistakes;
