@@ -21,7 +21,7 @@ use hyper::body::Incoming;
 use tokio::time::timeout;
 
 use crate::call::{Asked, Exchange, examine as examine_on};
-use crate::envelope::{Envelope, Look, Shape, same_id};
+use crate::envelope::{Envelope, EnvelopeError, Look, Shape, same_id};
 use crate::era::Era;
 use crate::errors::Failure;
 use crate::headers::noted_down;
@@ -192,6 +192,8 @@ pub(crate) struct Examined {
     pub(crate) id: Option<String>,
     /// Whether it is an answer, be it to something else.
     pub(crate) answers: bool,
+    /// Whether it is several messages at once, in which answers could hide.
+    pub(crate) several: bool,
     /// What an answer to the call gives the client to bring along.
     pub(crate) handed: Handed,
 }
@@ -231,6 +233,7 @@ impl Examined {
             method: None,
             id: None,
             answers: false,
+            several: false,
             handed: Handed::default(),
         }
     }
@@ -238,13 +241,18 @@ impl Examined {
 
 /// Reads a message of a server, which may be the answer to `asked`.
 pub(crate) fn examine(rules: &inspect::Rules, asked: Option<&Asked>, bytes: &[u8]) -> Examined {
-    let Ok(message) = Envelope::read(bytes, Look::Everywhere) else {
-        return Examined::nothing();
+    let message = match Envelope::read(bytes, Look::Everywhere) {
+        Ok(message) => message,
+        Err(wrong) => {
+            let several = wrong == EnvelopeError::Batch;
+            return Examined { several, ..Examined::nothing() };
+        }
     };
     let answer = asked.and_then(|asked| outcome(asked, &message));
     Examined {
         handed: answer.as_ref().map(|_| Handed::by(&message)).unwrap_or_default(),
         answer,
+        several: false,
         answers: message.method.is_none() && (message.result.is_some() || message.error.is_some()),
         found: inspect::received(
             rules,

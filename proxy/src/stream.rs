@@ -286,11 +286,11 @@ impl Streaming {
     /// Whether a message answers a call that is open, but not in this stream. A client would take
     /// it for the answer to that call, which then had two.
     fn is_foreign(&self, examined: &Examined) -> bool {
+        if examined.several || (examined.answers && self.asked.is_some()) {
+            return true;
+        }
         if !examined.answers {
             return false;
-        }
-        if self.asked.is_some() {
-            return true;
         }
         !self.resumes && examined.id.as_deref().is_some_and(|id| self.lane.is_open(id))
     }

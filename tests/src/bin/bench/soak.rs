@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
-use futures::future::try_join_all;
+use futures::stream::{StreamExt, TryStreamExt, iter};
 use http::{HeaderValue, Method, Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -48,6 +48,8 @@ const INITIALIZE: &[u8] = br#"{"jsonrpc":"2.0","id":0,"method":"initialize","par
 const INITIALIZED: &[u8] = br#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#;
 const CANCEL: &[u8] =
     br#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}"#;
+/// How many sessions are opened or closed at a time.
+const AT_ONCE: usize = 32;
 /// How many calls an agent makes in one session.
 const CALLS: usize = 30;
 /// How many samples are printed.
@@ -68,7 +70,8 @@ pub async fn run(mut options: Options) -> anyhow::Result<()> {
     println!("|---|---|---|---|---|---|---|");
     let began = Instant::now();
     let before = sample("nothing open", &gateway, port, began, 0).await?;
-    let idle = try_join_all((0..options.sessions).map(|_| Idle::open(port))).await?;
+    let opening = iter((0..options.sessions).map(|_| Idle::open(port)));
+    let idle: Vec<Idle> = opening.buffer_unordered(AT_ONCE).try_collect().await?;
     let open = sample("idle sessions", &gateway, port, began, 0).await?;
     let each = (open.rss_kib - before.rss_kib) / options.sessions.max(1) as f64;
 
@@ -86,7 +89,8 @@ pub async fn run(mut options: Options) -> anyhow::Result<()> {
         calls += agent.await??;
     }
     let counted = settled(&gateway, port, began, Rest { calls, ..Rest::of(open) }).await?;
-    try_join_all(idle.into_iter().map(|idle| idle.close(port))).await?;
+    let closing = iter(idle.into_iter().map(|idle| idle.close(port)));
+    closing.buffer_unordered(AT_ONCE).try_collect::<Vec<()>>().await?;
     let after = settled(&gateway, port, began, Rest { calls, ..Rest::of(before) }).await?;
     println!("\n{each:.1} KiB for an idle session with an open stream (RSS)");
     let (early, late) = (busy[busy.len() / 3].rss_kib, busy[busy.len() - 1].rss_kib);
