@@ -12,7 +12,7 @@ use anyhow::Context;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::reach::{Address, Reach};
-use crate::config::{Config, Key, Recipient, Rule, Server};
+use crate::config::{Config, Key, Recipient, Rule, Server, Tools};
 use crate::serve::{until_stopped, up};
 use crate::{ask, token};
 
@@ -124,6 +124,7 @@ fn server(record: SocketAddr) -> Server {
         name: "ehr".to_owned(),
         reach: Reach::Http(Address { url: format!("http://{record}/mcp"), ..Address::default() }),
         timeout_ms: None,
+        tools: Tools::default(),
         phi: true,
         recipient: Some(Recipient {
             name: "Synthetic EHR".to_owned(),
