@@ -190,12 +190,31 @@ impl<'a> Walk<'a> {
     fn text(&mut self, text: Text<'a>, work: &mut Work<'_>, nesting: u32) {
         let end = self.scanner.position() - 1; // the closing quote
         let hits = self.clues.between(end - text.raw.len(), end);
-        let in_array = self.open.last().is_some_and(|frame| frame.array);
-        let field = self.key.field.filter(|field| !in_array || *field == Field::AskedId);
+        let field = self.key.field.filter(|field| self.matters(*field));
         if field.is_none() && !hits.any() && !self.key.asks {
             return;
         }
         self.telling_text(text, field, hits, (work, nesting));
+    }
+
+    /// Whether this member matters where it stands: most codes and values are nobody's identifier.
+    #[inline]
+    fn matters(&self, field: Field) -> bool {
+        let Some(frame) = self.open.last() else { return false };
+        match field {
+            Field::AskedId => true,
+            Field::System | Field::Value => frame.under == Under::Identifier && !frame.array,
+            Field::Code => frame.under == Under::Coding && self.types_an_identifier(4),
+            Field::ResourceType
+            | Field::Id
+            | Field::Reference
+            | Field::Type
+            | Field::FullUrl
+            | Field::Media
+            | Field::Blob
+            | Field::Data
+            | Field::AskedIdentifier => !frame.array,
+        }
     }
 
     /// A string that says something.
@@ -251,7 +270,7 @@ impl<'a> Walk<'a> {
                 value: value.to_owned(),
                 code: self.code.take().map(Cow::into_owned),
             });
-        } else if frame.under == Under::Coding && self.types_an_identifier() {
+        } else if frame.under == Under::Coding && self.types_an_identifier(3) {
             let code = members.get(Field::Code).map(str::to_owned);
             self.code = self.code.take().or(code.map(Cow::Owned));
         } else {
@@ -265,9 +284,10 @@ impl<'a> Walk<'a> {
         self.identifiers.extend(identifier);
     }
 
-    /// Whether the coding that has just been left is that of an identifier's `type`.
-    fn types_an_identifier(&self) -> bool {
-        let around = self.open.len().checked_sub(3).and_then(|at| self.open.get(at));
+    /// Whether a coding is that of an identifier's `type`: whether the object so many levels up is
+    /// an identifier.
+    fn types_an_identifier(&self, levels: usize) -> bool {
+        let around = self.open.len().checked_sub(levels).and_then(|at| self.open.get(at));
         around.is_some_and(|frame| frame.under == Under::Identifier)
     }
 
