@@ -89,10 +89,8 @@ async fn listed(service: &Service, server: Option<&str>) -> anyhow::Result<Vec<V
     let answer = service.send(Method::GET, &path, "application/json", String::new()).await?;
     let mut answer: Value =
         serde_json::from_slice(&answer.body).context("the answer is no JSON")?;
-    match answer["tools"].take() {
-        Value::Array(rows) => Ok(rows),
-        _ => bail!("the answer lists no tools"),
-    }
+    let Value::Array(rows) = answer["tools"].take() else { bail!("the answer lists no tools") };
+    Ok(rows)
 }
 
 fn text<'v>(row: &'v Value, key: &str) -> &'v str {
