@@ -142,9 +142,10 @@ impl Errand {
         let permit = recorder.policy().decide(&self.session.caller);
         let mut facts = self.facts("initialize");
         Arc::make_mut(&mut facts.what).rpc_id = Some(asked.id.clone());
-        let opening = recorder.open(permit, new_call(), facts, bytes.clone()).await;
+        let message = self.served.upstream.fit(bytes.clone());
+        let outgoing = self.outgoing(Method::POST, message.bytes.clone());
+        let opening = recorder.open(permit, new_call(), facts, message).await;
         let (call, cleared) = opening.map_err(|_| Gone)?;
-        let outgoing = self.outgoing(Method::POST, bytes.clone());
         let answer = match self.served.upstream.send(cleared, outgoing).await {
             Ok(answer) => answer,
             Err(why) => return end(call, failure_of(why).1, None).await,

@@ -330,3 +330,38 @@ async fn a_call_that_was_cancelled_ends_without_a_word_when_its_session_does() {
     let ending = of_kind(&events, &Kind::CallEnded)[1];
     assert_eq!(ending.outcome.as_ref().unwrap().status.as_str(), "cancelled");
 }
+
+#[tokio::test]
+async fn a_client_without_sessions_that_always_sends_id_1_gets_every_answer_from_a_few_processes() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("starts");
+    let clauses = r#"*tools/list*) sleep 0.3; printf '%s\n' "$line" | sed 's/.*"of":"\([0-9]*\)".*/{"jsonrpc":"2.0","id":1,"result":{"of":"\1"}}/';;"#;
+    let mut command = shell(&format!("echo start >>\"$STARTS\"; {}", script(clauses)));
+    command.env.insert("STARTS".to_owned(), Secret(file.display().to_string()));
+    let bench = bench(command).await;
+    let headers = [("mcp-protocol-version", "2026-07-28"), ("mcp-method", "tools/list")];
+    let asking = (0..24).map(|of| {
+        let body = format!(r#"{{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{{"of":"{of}","_meta":{{"io.modelcontextprotocol/protocolVersion":"2026-07-28"}}}}}}"#);
+        let bench = &bench;
+        async move { (of, bench.send(Method::POST, "/servers/ehr/mcp", &headers, body).await) }
+    });
+    for (of, reply) in futures::future::join_all(asking).await {
+        assert_eq!(reply.json()["result"]["of"], of.to_string(), "{reply:?}");
+    }
+    let starts = lines(&file).len();
+    assert!((2..=8).contains(&starts), "{starts}");
+}
+
+#[tokio::test]
+async fn a_session_of_many_lines_is_opened_anew_in_one_when_its_process_was_gone() {
+    let clauses = r#"*crash*) exit 1;;
+      *tools/call*) printf '%s\n' '{"jsonrpc":"2.0","id":1,"result":{"content":[]}}';;"#;
+    let bench = bench(shell(&script(clauses))).await;
+    let welcome = bench.post(INITIALIZE.replace(",\"params\"", ",\n\"params\"")).await;
+    let session = welcome.headers["mcp-session-id"].to_str().unwrap().to_owned();
+    assert_eq!(bench.say(&session, INITIALIZED).await.status, 202);
+    let crash = CALL.replace("\"x\"", "\"crash\"").replace("\"id\":1", "\"id\":2");
+    assert_eq!(bench.say(&session, &crash).await.error(), (502, 47014));
+    let reply = bench.say(&session, CALL).await;
+    assert_eq!(reply.status, 200, "in the client's own session: {reply:?}");
+}

@@ -41,6 +41,8 @@ pub(crate) use exchange::Exchange;
 
 /// How long a channel must have been idle to make room for another.
 const IDLE_ENOUGH: Duration = Duration::from_secs(5);
+/// How many channels a principal without sessions has; then a request waits until its id is free.
+const MAX_LOOSE: usize = 8;
 /// How often a channel is looked after.
 const LOOK: Duration = Duration::from_secs(10);
 /// A server that ends earlier than this has failed to start.
@@ -75,6 +77,8 @@ struct Shared {
     rooms: u32,
     starts: Starts,
     table: Mutex<Table>,
+    /// Held by whoever opens a channel that others may use.
+    opening: tokio::sync::Mutex<()>,
 }
 
 /// The channels that are open.
@@ -103,6 +107,7 @@ impl Channels {
             rooms,
             starts: Starts::default(),
             table: Mutex::default(),
+            opening: tokio::sync::Mutex::default(),
         };
         Self { shared: Arc::new(shared), response: limits.response }
     }
@@ -252,14 +257,23 @@ impl Shared {
 
     /// A channel of `caller` on which no request with this id is in flight.
     async fn loose(self: &Arc<Self>, caller: &Caller, id: &str) -> Result<Arc<Session>, NoAnswer> {
-        let free =
-            |session: &&Arc<Session>| session.principal == caller.principal && session.is_free(id);
-        if let Some(session) = self.table().loose.iter().find(free) {
-            return Ok(Arc::clone(session));
+        let _turn = self.opening.lock().await; // or all that come at once would open one
+        if let Some(session) = self.own(caller.principal, id) {
+            return Ok(session);
         }
         let session = self.open(caller).await?;
         self.table().loose.push(Arc::clone(&session));
         Ok(session)
+    }
+
+    /// The channel that a principal without sessions uses for this id, unless it gets another.
+    fn own(&self, principal: PrincipalId, id: &str) -> Option<Arc<Session>> {
+        let table = self.table();
+        let is_own =
+            |session: &&Arc<Session>| session.principal == principal && !session.is_closed();
+        let mut own = table.loose.iter().filter(is_own);
+        let oldest = own.clone().next().filter(|_| own.clone().count() >= MAX_LOOSE);
+        own.find(|session| session.is_free(id)).or(oldest).map(Arc::clone)
     }
 
     /// Opens a channel.
