@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import time
+import urllib.error
 import urllib.request
 
 CACHE = pathlib.Path(os.environ.get("CUSTODY_CACHE") or pathlib.Path.home() / ".cache/custody")
@@ -134,8 +135,16 @@ class Hospital:
 
     def sql(self, statement):
         headers = {"Content-Type": "application/json", "Accept": "application/x-ndjson"}
-        body = post(f"{self.query}/v1/sql", json.dumps({"sql": statement}).encode(), headers)
-        return [json.loads(line) for line in body.splitlines() if line]
+        question = json.dumps({"sql": statement}).encode()
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                body = post(f"{self.query}/v1/sql", question, headers)
+                return [json.loads(line) for line in body.splitlines() if line]
+            except urllib.error.HTTPError as error:
+                if error.code != 503 or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.1)
 
 
 def trimmed(bundle, each):
