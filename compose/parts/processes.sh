@@ -12,10 +12,16 @@ hold() {
 
 # running FOLDER: whether the process of FOLDER/pid lives and is the one that we started.
 running() {
-  local pid
+  local pid attempt
   [[ -f $1/pid ]] && pid=$(<"$1/pid") || return 1
-  # No pipe: grep -q leaves it at the first match, and the writer's SIGPIPE would be the answer.
-  grep -qzxF "CUSTODY_LOCAL=$1" "/proc/$pid/environ" 2>/dev/null
+  for attempt in 1 2 3 4 5; do
+    # No pipe: grep -q leaves it at the first match, and the writer's SIGPIPE would be the answer.
+    grep -qzxF "CUSTODY_LOCAL=$1" "/proc/$pid/environ" 2>/dev/null && return
+    kill -0 "$pid" 2>/dev/null || return 1
+    # In the middle of its exec a process has no environment that could be read.
+    sleep 0.02
+  done
+  return 1
 }
 
 # launch FOLDER COMMAND…: starts it in the background with its output in FOLDER/log; the output

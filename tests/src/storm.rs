@@ -33,6 +33,18 @@ pub struct Seen {
 }
 
 impl Seen {
+    /// With what others have seen.
+    pub fn add(&mut self, other: Self) {
+        self.attempted.extend(other.attempted);
+        self.answered.extend(other.answered);
+        self.broken.extend(other.broken);
+        for (code, calls) in other.refused {
+            self.refused.entry(code).or_default().extend(calls);
+        }
+        self.slowest = self.slowest.max(other.slowest);
+        self.refusals_took.extend(other.refusals_took);
+    }
+
     fn take(&mut self, tool: String, answer: anyhow::Result<Answer>, took: Duration) {
         self.slowest = self.slowest.max(took);
         let Ok(answer) = answer else {

@@ -13,6 +13,7 @@ mod sessions;
 mod soak;
 mod storm;
 mod stub;
+mod telemetry;
 
 use clap::{Parser, Subcommand};
 
@@ -37,6 +38,8 @@ enum Command {
     Outage(outage::Options),
     /// Kills and faults in a cluster under load; ends with an error when a promise does not hold.
     Storm(storm::Options),
+    /// What traces cost.
+    Telemetry(telemetry::Options),
     /// Our proxy alone (a process of its own).
     Gateway(gateway::Options),
     /// How fast messages are looked through for patients.
@@ -59,6 +62,7 @@ fn main() -> anyhow::Result<()> {
         Command::Cluster(options) => runtime.block_on(cluster::run(options)),
         Command::Outage(options) => runtime.block_on(outage::run(options)),
         Command::Storm(options) => runtime.block_on(storm::run(options)),
+        Command::Telemetry(options) => runtime.block_on(telemetry::run(options)),
         Command::Gateway(options) => runtime.block_on(gateway::run(options)),
         Command::Inspect(options) => inspect::run(&options),
         Command::Stub(options) => runtime.block_on(stub::run(options)),

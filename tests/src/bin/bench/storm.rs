@@ -1,4 +1,4 @@
-//! Kills and faults for as long as one likes, in a cluster under load.
+//! Kills and faults for as long as one likes, in a cluster under load, or in one process.
 
 use custody_tests::havoc::{self, Told};
 
@@ -11,6 +11,9 @@ pub struct Options {
     /// Kills after which everything is checked and a new cluster is begun.
     #[arg(long, default_value_t = 50)]
     round: u32,
+    /// Kills one process that is everything, on local disk, instead of the parts of a cluster.
+    #[arg(long)]
+    alone: bool,
     /// What everything is drawn from; any if it is not named.
     #[arg(long)]
     seed: Option<u64>,
@@ -24,7 +27,10 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let rounds = options.kills.div_ceil(options.round.max(1));
     for seed in first..first + u64::from(rounds) {
         println!("seed {seed}");
-        let told = havoc::run(seed, options.round).await?;
+        let told = match options.alone {
+            true => havoc::alone::run(seed, options.round).await?,
+            false => havoc::cluster::run(seed, options.round).await?,
+        };
         println!("{told}");
         all.add(&told);
     }

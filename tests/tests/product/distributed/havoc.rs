@@ -22,7 +22,7 @@ fn seed() -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_is_killed_and_whatever_the_network_does_nothing_is_lost_doubled_or_invented() {
     // `bench storm` kills a thousand.
-    println!("{}", havoc::run(seed(), 12).await.unwrap());
+    println!("{}", havoc::cluster::run(seed(), 12).await.unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread")]

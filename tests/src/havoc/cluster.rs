@@ -1,11 +1,7 @@
-//! A cluster under load whose processes are killed at random, with faults before its broker and its
-//! store: afterwards everything that was promised must hold.
-//!
-//! Everything that happens is drawn from a seed, which is printed first. When the operating system
-//! lets a process run is not, so that a seed gives the same deeds, not the same run.
+//! A cluster whose roles, broker and store are killed, with faults before broker and store, and
+//! workers that stand still.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -13,9 +9,10 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tempfile::TempDir;
 
+use super::Told;
 use crate::cluster::{Cluster, Plan, Role};
 use crate::fault::broker::{BrokerProxy, Line};
-use crate::fault::store::{Fault, StoreProxy};
+use crate::fault::store::StoreProxy;
 use crate::services::{Kafka, OwnStore};
 use crate::storm::{Seen, Storm};
 use crate::upstream::{Behaviour, Upstream};
@@ -27,53 +24,6 @@ const ROLES: [&str; 5] = ["proxy-1", "proxy-2", "ingest-1", "ingest-2", "query-1
 const SESSION_MS: u32 = 3_000;
 /// How long a process may take to come back where everything else is slow.
 const COMES_BACK_IN: Duration = Duration::from_secs(120);
-
-/// What was done and seen.
-#[derive(Debug, Default)]
-pub struct Told {
-    /// How often each process was killed.
-    pub kills: BTreeMap<String, u32>,
-    /// What else happened to broker, store and workers, and how often.
-    pub weather: BTreeMap<String, u32>,
-    /// Requests to the store that met a fault.
-    pub faults: BTreeMap<Fault, u64>,
-    /// Calls that were begun, answered with a result, refused, and cut off.
-    pub calls: [usize; 4],
-    /// Calls of which the audit says that nobody knows how they ended.
-    pub unknown: i64,
-    /// How long it took.
-    pub took: Duration,
-}
-
-impl Told {
-    /// With what happened in another storm.
-    pub fn add(&mut self, other: &Self) {
-        other.kills.iter().for_each(|(k, n)| *self.kills.entry(k.clone()).or_default() += n);
-        other.weather.iter().for_each(|(k, n)| *self.weather.entry(k.clone()).or_default() += n);
-        other.faults.iter().for_each(|(k, n)| *self.faults.entry(*k).or_default() += n);
-        self.calls.iter_mut().zip(other.calls).for_each(|(sum, n)| *sum += n);
-        self.unknown += other.unknown;
-        self.took += other.took;
-    }
-}
-
-impl fmt::Display for Told {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [begun, answered, refused, broken] = self.calls;
-        write!(
-            f,
-            "{} kills {:?}, weather {:?}, faults of the store {:?}, in {:.0?}: of {begun} calls {answered} \
-             were answered, {refused} refused, {broken} cut off; every answered one is in SQL once, \
-             {} of the others are there as unknown, all have one ending, no stream has a hole",
-            self.kills.values().sum::<u32>(),
-            self.kills,
-            self.weather,
-            self.faults,
-            self.took,
-            self.unknown,
-        )
-    }
-}
 
 /// Everything that runs.
 struct Havoc {
@@ -274,10 +224,7 @@ impl Havoc {
         check::answered_calls_are_there_once(&query, &[seen], patience).await?;
         check::refused_calls_did_not_run(&query, seen).await?;
         check::whatever_ran_was_opened(&query, &self.upstream).await?;
-        let unknown = "SELECT count(*) FROM calls WHERE status = 'unknown'";
-        self.told.unknown = question::number(&query, unknown).await?;
-        let refused = seen.refused.values().map(std::collections::BTreeSet::len).sum();
-        self.told.calls = [seen.attempted.len(), seen.answered.len(), refused, seen.broken.len()];
+        self.told.count(&query, seen).await?;
         self.told.faults = self.before_store.faults();
         ensure!(seen.answered.len() > 20, "the storm was no storm: {:?}", self.told);
         Ok(())
