@@ -12,9 +12,9 @@ hold() {
 
 # running FOLDER: whether the process of FOLDER/pid lives and is the one that we started.
 running() {
-  local pid attempt
+  local pid
   [[ -f $1/pid ]] && pid=$(<"$1/pid") || return 1
-  for attempt in 1 2 3 4 5; do
+  for _ in 1 2 3 4 5; do
     # No pipe: grep -q leaves it at the first match, and the writer's SIGPIPE would be the answer.
     grep -qzxF "CUSTODY_LOCAL=$1" "/proc/$pid/environ" 2>/dev/null && return
     kill -0 "$pid" 2>/dev/null || return 1
