@@ -9,7 +9,7 @@ use custody_tests::fault::store::{Fault, StoreProxy};
 use custody_tests::services::{Kafka, Store};
 use custody_tests::storm::{Storm, UNAVAILABLE};
 use custody_tests::upstream::{Behaviour, Upstream};
-use custody_tests::{check, havoc, wait};
+use custody_tests::{check, havoc, question, wait};
 
 /// `CUSTODY_SEED`, where somebody looks for what happened once.
 fn seed() -> u64 {
@@ -93,4 +93,47 @@ async fn while_kafka_is_a_black_hole_replicated_calls_are_refused_in_time_and_wo
     );
     // On a machine of its own it is 50 ms; here others use the cores as well.
     assert!(*worst < WAIT + Duration::from_secs(2), "{worst:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_store_is_a_black_hole_what_is_recorded_is_in_sql_and_is_stored_once_afterwards()
+{
+    let (kafka, store) = (Kafka::shared().unwrap(), Store::shared().unwrap());
+    let before_store = StoreProxy::start(&store, seed()).await.unwrap();
+    let upstream = Upstream::start(Behaviour::Echo).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let mut plan = Plan::new(&kafka, &before_store.seen_through(&store));
+    // The lake is empty when the store goes: what is asked for is nowhere but in the journal.
+    plan.lake = "flush_seconds = 5\n".to_owned();
+    let cluster = plan.server("s", &upstream.url(), true).build(folder.path()).unwrap();
+    cluster.prepare(&["proxy-1", "query-1"]).unwrap();
+    let worker = cluster.start("ingest-1").unwrap();
+    let proxy = cluster.start("proxy-1").unwrap();
+    let query = cluster.start("query-1").unwrap();
+    wait::until("readiness", || async {
+        query.ready().await.ok()?.status.is_success().then_some(())
+    })
+    .await
+    .unwrap();
+    before_store.set_silent(true);
+    let storm = Storm::start("call", &[proxy.server("s")], 2, Duration::from_millis(50));
+    wait::until("calls", || async { (storm.seen().answered.len() >= 40).then_some(()) })
+        .await
+        .unwrap();
+    let seen = storm.end().await.unwrap();
+    check::caught_up(&query.url, &seen.answered, Duration::from_secs(20)).await.unwrap();
+    let waits = wait::until("a worker that says what it waits for", || async {
+        let said = worker.ready().await.ok()?;
+        (!said.status.is_success()).then(|| said.text())
+    });
+    println!("{}", waits.await.unwrap());
+    before_store.set_silent(false);
+    let stored = "SELECT count(*) FROM events WHERE kind = 'call.ended' AND stored_at IS NOT NULL";
+    let all = i64::try_from(seen.answered.len()).unwrap();
+    wait::until("all of it in the lake", || async {
+        (question::number(&query.url, stored).await.ok()? == all).then_some(())
+    })
+    .await
+    .unwrap();
+    check::answered_calls_are_there_once(&query.url, &[&seen], wait::PATIENCE).await.unwrap();
 }
