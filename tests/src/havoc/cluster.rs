@@ -20,6 +20,9 @@ use crate::{check, metrics, question, wait};
 
 /// Who is killed.
 const ROLES: [&str; 5] = ["proxy-1", "proxy-2", "ingest-1", "ingest-2", "query-1"];
+/// What happens to a worker's clock, and to which worker's.
+const PAUSED: &str = "paused worker";
+const STANDS_STILL: &str = "ingest-2";
 /// A worker that is silent for so long loses its partitions.
 const SESSION_MS: u32 = 3_000;
 /// How long a process may take to come back where everything else is slow.
@@ -128,7 +131,10 @@ impl Havoc {
             let victim = self.kill().await?;
             let pause = Duration::from_millis(self.random.random_range(0..1_500));
             tokio::time::sleep(pause).await;
-            self.calm(weather)?;
+            self.calm();
+            if weather == PAUSED && victim != STANDS_STILL {
+                self.roles[STANDS_STILL].signal("CONT")?;
+            }
             self.revive(victim).await?;
             // Between two blows there is time to come to work, but not always enough of it.
             let pause = Duration::from_millis(self.random.random_range(0..1_500));
@@ -148,7 +154,7 @@ impl Havoc {
             76..82 => "silent broker",
             82..88 => "deaf broker",
             88..94 => "cut broker",
-            _ => "paused worker",
+            _ => PAUSED,
         };
         match weather {
             "faults of the store" => self.before_store.set_faults(250),
@@ -157,21 +163,17 @@ impl Havoc {
             "silent broker" => self.broker.set(Line::Silent),
             "deaf broker" => self.broker.set(Line::Deaf),
             "cut broker" => self.broker.set(Line::Cut),
-            "paused worker" => self.roles["ingest-2"].signal("STOP")?,
+            PAUSED => self.roles[STANDS_STILL].signal("STOP")?,
             _ => {}
         }
         *self.told.weather.entry(weather.to_owned()).or_default() += 1;
         Ok(weather)
     }
 
-    fn calm(&self, weather: &str) -> anyhow::Result<()> {
+    fn calm(&self) {
         self.before_store.set_faults(0);
         self.before_store.set_silent(false);
         self.broker.set(Line::Through);
-        match self.roles.get("ingest-2").filter(|_| weather == "paused worker") {
-            Some(worker) => worker.signal("CONT"),
-            None => Ok(()),
-        }
     }
 
     /// Kills a role, seldom the broker or the store, which take longest to come back.
