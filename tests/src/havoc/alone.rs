@@ -52,12 +52,12 @@ async fn rage(seed: u64, kills: u32, folder: &std::path::Path) -> anyhow::Result
     })
     .await?;
     check::answered_calls_are_there_once(query, &[&seen], wait::PATIENCE).await?;
+    check::refused_calls_did_not_run(query, &seen).await?;
     check::whatever_ran_was_opened(query, &upstream).await?;
     let mut told = Told::default();
     told.kills.insert("custody up".to_owned(), kills);
     told.count(query, &seen).await?;
-    ensure!(seen.refused.is_empty(), "nothing was in the way of a call: {:?}", seen.refused);
-    ensure!(seen.answered.len() > 100, "the storm was no storm: {told:?}");
+    ensure!(seen.answered.len() > 20, "the storm was no storm: {told:?}");
     Ok(told)
 }
 
