@@ -5,7 +5,7 @@
 
 mcp and fastmcp speak streamable HTTP; stdio starts COMMAND, which is an MCP server on its standard
 input and output (mcp-remote, custody connect). `{server}` in URL or COMMAND becomes the name of the
-tour; a tool of a tour is called as PREFIX followed by its name. Prints one JSON line for each call: tool, ok, text. Exit 1 when a call did not say what the
+tour, with a connection for each; a tool of a tour is called as PREFIX followed by its name. Prints one JSON line for each call: tool, ok, text. Exit 1 when a call did not say what the
 tour expects, or a tool is not listed.
 """
 
@@ -15,7 +15,7 @@ import argparse
 import asyncio
 import json
 import sys
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, AsyncIterator
 
@@ -62,9 +62,13 @@ async def names(client: Any) -> set[str]:
 async def go(options: argparse.Namespace) -> bool:
     tours = json.loads((Path(__file__).parent / "tours.json").read_text())
     well = True
-    for tour, prefix in (pair.split("=") for pair in options.tour):
-        async with connect(options, tour) as client:
-            listed = await names(client)
+    apart = any("{server}" in part for part in options.where)
+    async with AsyncExitStack() as open_clients:
+        client, listed = None, set()
+        for tour, prefix in (pair.split("=") for pair in options.tour):
+            if client is None or apart:
+                client = await open_clients.enter_async_context(connect(options, tour))
+                listed = await names(client)
             for step in tours[tour]:
                 tool = prefix + step["tool"]
                 arguments = filled(step["arguments"], options.folder)

@@ -3,7 +3,7 @@
 //   node tour.mjs --client sdk|client [--era E] --folder F --tour NAME=PREFIX … URL
 //
 // --client sdk is @modelcontextprotocol/sdk, client its successor. `{server}` in URL becomes the
-// name of the tour; a tool of a tour is called as PREFIX followed by its name. Prints one JSON line for each call: tool, ok, text. Exit 1 when a
+// name of the tour, with a connection for each; a tool of a tour is called as PREFIX followed by its name. Prints one JSON line for each call: tool, ok, text. Exit 1 when a
 // call did not say what the tour expects, or a tool is not listed.
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
@@ -54,9 +54,14 @@ const filled = (value) =>
   JSON.parse(JSON.stringify(value).replaceAll("${folder}", values.folder));
 
 const tours = JSON.parse(readFileSync(new URL("../tours.json", import.meta.url)));
+const apart = positionals[0].includes("{server}");
+let client;
+let listed;
 for (const [tour, prefix] of values.tour.map((pair) => pair.split("="))) {
-  const client = await connect(positionals[0].replace("{server}", tour));
-  const listed = await names(client);
+  if (apart || !client) {
+    client = await connect(positionals[0].replace("{server}", tour));
+    listed = await names(client);
+  }
   for (const step of tours[tour]) {
     const name = prefix + step.tool;
     const result = await client.callTool({ name, arguments: filled(step.arguments) });
@@ -65,5 +70,6 @@ for (const [tour, prefix] of values.tour.map((pair) => pair.split("="))) {
     if (!ok) process.exitCode = 1;
     console.log(JSON.stringify({ tool: name, ok, text }));
   }
-  await client.close();
+  if (apart) await client.close();
 }
+if (!apart) await client.close();

@@ -80,25 +80,26 @@ impl Stand {
     }
 }
 
-/// The arguments of a tour through all servers.
-fn all(command: &mut Command, stand: &Stand) {
+/// The arguments of a tour through all servers, at their common address or at each one's own.
+fn all(command: &mut Command, stand: &Stand, common: bool) {
     command.arg("--folder").arg(std::fs::canonicalize(stand.folder.path()).unwrap());
     for (server, _) in SERVERS {
-        command.arg("--tour").arg(format!("{server}="));
+        let prefix = if common { format!("{server}__") } else { String::new() };
+        command.arg("--tour").arg(format!("{server}={prefix}"));
     }
 }
 
-fn python_client(stand: &Stand, name: &str, era: &str) -> Command {
+fn python_client(stand: &Stand, name: &str, era: &str, common: bool) -> Command {
     let mut command = Command::new(python());
     command.arg(clients().join("tour.py")).args(["--client", name, "--era", era]);
-    all(&mut command, stand);
+    all(&mut command, stand, common);
     command
 }
 
-fn node_client(stand: &Stand, name: &str, era: &str) -> Command {
+fn node_client(stand: &Stand, name: &str, era: &str, common: bool) -> Command {
     let mut command = Command::new(node());
     command.arg(clients().join("ts/tour.mjs")).args(["--client", name, "--era", era]);
-    all(&mut command, stand);
+    all(&mut command, stand, common);
     command
 }
 
@@ -107,7 +108,7 @@ async fn python_agents_reach_real_servers_through_the_proxy() {
     let stand = Stand::start();
     let url = stand.custody.server("{server}");
     for (name, era) in [("mcp", "2025-11-25"), ("mcp", "auto"), ("fastmcp", "auto")] {
-        stand.tour(python_client(&stand, name, era).arg(&url), false);
+        stand.tour(python_client(&stand, name, era, false).arg(&url), false);
     }
     stand.recorded(3).await;
 }
@@ -117,7 +118,7 @@ async fn javascript_agents_reach_real_servers_through_the_proxy() {
     let stand = Stand::start();
     let url = stand.custody.server("{server}");
     for (name, era) in [("sdk", "2025-11-25"), ("client", "2025-11-25"), ("client", "auto")] {
-        stand.tour(node_client(&stand, name, era).arg(&url), false);
+        stand.tour(node_client(&stand, name, era, false).arg(&url), false);
     }
     stand.recorded(3).await;
 }
@@ -125,7 +126,7 @@ async fn javascript_agents_reach_real_servers_through_the_proxy() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_only_speaks_stdio_reaches_real_servers_with_mcp_remote() {
     let stand = Stand::start();
-    let mut client = python_client(&stand, "stdio", "auto");
+    let mut client = python_client(&stand, "stdio", "auto", false);
     client.arg(node()).arg(modules().join("mcp-remote/dist/proxy.js"));
     stand.tour(client.arg(stand.custody.server("{server}")), false);
     stand.recorded(1).await;
@@ -135,7 +136,7 @@ async fn an_agent_that_only_speaks_stdio_reaches_real_servers_with_mcp_remote() 
 async fn an_agent_that_only_speaks_stdio_reaches_real_servers_with_custody_connect() {
     let stand = Stand::start();
     for era in ["2025-11-25", "auto"] {
-        let mut client = python_client(&stand, "stdio", era);
+        let mut client = python_client(&stand, "stdio", era, false);
         client.arg(executable().unwrap()).arg("connect");
         stand.tour(client.arg(stand.custody.server("{server}")), false);
     }
@@ -170,4 +171,35 @@ async fn the_inspector_reaches_real_servers_through_the_proxy() {
         }
     }
     stand.recorded(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn agents_reach_real_servers_at_their_common_address() {
+    let stand = Stand::start();
+    let url = format!("{}/mcp", stand.custody.proxy);
+    stand.tour(python_client(&stand, "mcp", "2025-11-25", true).arg(&url), true);
+    for name in ["sdk", "client"] {
+        stand.tour(node_client(&stand, name, "2025-11-25", true).arg(&url), true);
+    }
+    let mut client = python_client(&stand, "stdio", "2025-11-25", true);
+    stand.tour(client.arg(executable().unwrap()).args(["connect", &url]), true);
+    stand.recorded(4).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newer_agent_sees_at_the_common_address_the_servers_that_speak_its_revision() {
+    let stand = Stand::start();
+    for name in ["mcp", "fastmcp"] {
+        let mut client = Command::new(python());
+        client.arg(clients().join("tour.py")).args(["--client", name, "--tour", "git=git__"]);
+        client.arg("--folder").arg(std::fs::canonicalize(stand.folder.path()).unwrap());
+        client.arg(format!("{}/mcp", stand.custody.proxy)).stdin(Stdio::null());
+        let output = client.output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{name}: {told}");
+        let told = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(told.lines().count(), 2, "{name}: {told}");
+    }
+    let newer = "SELECT count(*) FROM calls WHERE method = 'tools/call' AND server = 'git' AND status = 'ok' AND protocol = '2026-07-28'";
+    assert_eq!(stand.custody.number(newer).await.unwrap(), 4);
 }

@@ -1,6 +1,7 @@
 //! Which crate may use which, asked of cargo.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::process::Command;
 
 const ALLOWED: [(&str, &[&str]); 6] = [
@@ -67,4 +68,32 @@ fn a_build_of_the_proxy_alone_has_no_sql_engine_no_lake_and_no_web_framework() {
     let full = dependencies("custody", &[]);
     assert!(full.iter().filter(unwanted).count() > 10, "this test would no longer see them");
     assert!(alone.len() * 3 < full.len() * 2, "{} of {} crates", alone.len(), full.len());
+}
+
+/// The numbers of all tests below `folder` that are named `mistake_NN_…`.
+fn mistakes(folder: &Path, found: &mut BTreeSet<u32>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            mistakes(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let text = std::fs::read_to_string(&path).unwrap();
+            let numbers = text.lines().filter_map(|line| {
+                let (_, name) = line.split_once("fn mistake_")?;
+                name.split('_').next()?.parse::<u32>().ok()
+            });
+            found.extend(numbers);
+        }
+    }
+}
+
+#[test]
+fn each_of_the_sixteen_mistakes_of_other_proxies_has_a_test_named_after_it() {
+    let house = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let mut found = BTreeSet::new();
+    for folder in ["proxy/src", "tests/tests"] {
+        mistakes(&house.join(folder), &mut found);
+    }
+    let all = (1..=16).collect::<BTreeSet<u32>>();
+    assert_eq!(found, all, "a mistake without a test, or one that nobody knows");
 }
