@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use custody_schemas::event::Draft;
 use custody_schemas::id::{CallId, StreamId};
 use custody_schemas::kind::Kind;
+use custody_schemas::seal::checkpoint::{self, Checkpoint};
 use custody_schemas::seal::key::Signer;
 use tokio::sync::oneshot;
 
@@ -273,6 +274,9 @@ impl Committer {
         let at = now();
         let first = run.seal(first, at).map_err(|e| AppendError::Seal(Arc::new(e)))?;
         self.batch.extend_events(Some(first));
+        if let Some(last) = self.previous.as_ref().and_then(|previous| self.last_word(previous)) {
+            self.batch.push(FrameKind::Checkpoint, &[], &last);
+        }
         for opening in &self.orphans {
             self.batch.extend_events(end_as_unknown(&mut run, opening, at));
         }
@@ -283,6 +287,25 @@ impl Committer {
         self.orphans.clear();
         self.run = Some(run);
         Ok(stream)
+    }
+
+    /// The last checkpoint of a run that broke off before it could sign one: no leaf is added to
+    /// it, but what it held is under a signature like everything else.
+    fn last_word(&self, previous: &Previous) -> Option<Vec<u8>> {
+        if previous.clean || previous.lost > 0 || previous.size == 0 {
+            return None;
+        }
+        let (size, root) = (previous.size, previous.root);
+        let origin = checkpoint::origin(&self.options.origin, &previous.stream);
+        match (Checkpoint { origin, size, root }).sign(&self.signer) {
+            Ok(note) => {
+                Some(checkpoint::Message { note, first: size, leaves: Vec::new() }.encode())
+            }
+            Err(error) => {
+                tracing::error!(%error, "the last run's checkpoint cannot be signed");
+                None
+            }
+        }
     }
 
     /// Tries to begin a run if it is time to; whether there is one.
