@@ -77,6 +77,31 @@ struct Asking {
     output: Option<PathBuf>,
 }
 
+/// Which query service.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Service {
+    /// The query service.
+    #[arg(long, env = "CUSTODY_URL", default_value = "http://127.0.0.1:7480")]
+    url: String,
+    /// The bearer token.
+    #[arg(long, env = "CUSTODY_TOKEN", hide_env_values = true)]
+    token: Option<String>,
+}
+
+impl Service {
+    /// What it answers to a request for `path` with these parameters.
+    pub async fn get(
+        self,
+        path: &str,
+        parameters: &[(&str, Option<&String>)],
+    ) -> anyhow::Result<bytes::Bytes> {
+        let Self { url, token } = self;
+        let asking = Asking { url, token, format: Format::Json, cut: None, output: None };
+        let path = with_parameters(path, parameters);
+        Ok(asking.send(Method::GET, &path, String::new()).await?.body)
+    }
+}
+
 /// `custody sql`
 #[derive(clap::Args, Debug)]
 pub struct Sql {
@@ -167,9 +192,13 @@ pub async fn report_text(url: &str, from: &str, to: &str) -> anyhow::Result<Stri
 }
 
 fn report_path(filters: &[(&str, Option<&String>)]) -> String {
+    with_parameters("/v1/reports/phi-access", filters)
+}
+
+fn with_parameters(path: &str, filters: &[(&str, Option<&String>)]) -> String {
     let given = filters.iter().filter_map(|(name, value)| value.map(|value| (name, value)));
     let pairs: Vec<_> = given.map(|(name, value)| format!("{name}={}", encoded(value))).collect();
-    format!("/v1/reports/phi-access?{}", pairs.join("&"))
+    format!("{path}?{}", pairs.join("&"))
 }
 
 /// Percent-encoding of everything but unreserved characters (RFC 3986 § 2.3).

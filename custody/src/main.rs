@@ -19,6 +19,8 @@ mod config;
 mod connect;
 #[cfg(feature = "demo")]
 mod demo;
+#[cfg(any(feature = "ingest", feature = "query"))]
+mod evidence;
 #[cfg(feature = "query")]
 mod http;
 mod keys;
@@ -132,12 +134,16 @@ enum Command {
         after_help = "Examples:\n  custody report phi-access --from 2026-01-01 --to 2026-03-31\n  custody report phi-access --from 2026-01-01 --to 2026-03-31 --patient synthetic-001 --format csv"
     )]
     Report(ask::Report),
-    /// Checks that a lake is what its writers have signed; needs no running part and no network.
+    /// Makes evidence packages for auditors.
+    #[cfg(feature = "query")]
+    #[command(subcommand)]
+    Evidence(evidence::EvidenceCommand),
+    /// Checks that a package or a lake is what its writers have signed; needs no running part.
     ///
     /// Exit codes: 0 valid · 1 invalid · 3 incomplete · 64 wrong usage.
     #[cfg(any(feature = "ingest", feature = "query"))]
     #[command(
-        after_help = "Examples:\n  custody verify --lake ./custody-data/lake\n  custody verify --lake s3://records/custody -c custody.toml --root audit.example/root+1a2b3c4d+AT…\n  custody verify --lake ./lake --head head-of-march --save-head head-of-april"
+        after_help = "Examples:\n  custody verify q1.evidence --root root.vkey\n  custody verify --lake ./custody-data/lake\n  custody verify --lake s3://records/custody -c custody.toml --root audit.example/root+1a2b3c4d+AT…\n  custody verify --lake ./lake --head head-of-march --save-head head-of-april"
     )]
     Verify(verify::Verify),
     /// Shows what tools the servers offer, how their definitions have changed, and approves changes.
@@ -287,6 +293,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Sql(question) => serve::block_on(ask::sql(question)),
         #[cfg(feature = "query")]
         Command::Report(question) => serve::block_on(ask::report(question)),
+        #[cfg(feature = "query")]
+        Command::Evidence(command) => serve::block_on(evidence::run(command)),
         #[cfg(any(feature = "ingest", feature = "query"))]
         Command::Verify(options) => serve::block_on(verify::run(options)),
         #[cfg(feature = "query")]

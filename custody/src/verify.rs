@@ -1,4 +1,5 @@
-//! `custody verify`: whether a lake is what its writers have signed. Needs no running part.
+//! `custody verify`: whether a lake or an evidence package is what its writers have signed. Needs
+//! no running part and no network.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
@@ -10,34 +11,37 @@ use anyhow::Context;
 use custody_lake::verify::{self, Request, Verdict};
 use serde_json::json;
 
-use crate::ConfigFile;
+use crate::{ConfigFile, evidence};
 
 /// Not as it was signed.
-const EXIT_INVALID: u8 = 1;
+pub const EXIT_INVALID: u8 = 1;
 /// As it was signed, but not all of it is there.
-const EXIT_INCOMPLETE: u8 = 3;
+pub const EXIT_INCOMPLETE: u8 = 3;
 /// Findings that are told without --json.
-const TOLD: usize = 20;
+pub const TOLD: usize = 20;
 /// After this time it says how far it is, and as often.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// `custody verify …`
 #[derive(clap::Args)]
 pub struct Verify {
-    /// The lake to verify: a folder or a bucket, as in [lake] url.
-    #[arg(long, value_name = "URL", required = true)]
+    /// An evidence package.
+    #[arg(value_name = "FILE", required_unless_present = "lake", conflicts_with = "lake")]
+    package: Option<PathBuf>,
+    /// A lake: a folder or a bucket, as in [lake] url.
+    #[arg(long, value_name = "URL")]
     lake: Option<String>,
     /// The root's public key, as you keep it (`name+id+key`), or a file that holds it.
     #[arg(long, value_name = "VKEY|FILE")]
     root: Option<String>,
     /// A head of the deployment log that you have kept: the log must have grown from it.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "lake")]
     head: Option<PathBuf>,
     /// Keep the log's present head in a file, for the next time.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "lake")]
     save_head: Option<PathBuf>,
     /// Compare bodies with their commitments, too.
-    #[arg(long)]
+    #[arg(long, requires = "lake")]
     bodies: bool,
     #[command(flatten)]
     file: ConfigFile,
@@ -48,7 +52,10 @@ pub struct Verify {
 
 /// Runs the command.
 pub async fn run(options: Verify) -> anyhow::Result<ExitCode> {
-    let url = options.lake.clone().context("name a lake with --lake")?;
+    if let Some(package) = &options.package {
+        return evidence::verify(package, root(&options).as_deref(), options.json);
+    }
+    let url = options.lake.clone().context("name a package, or a lake with --lake")?;
     let request = request(&options)?;
     let shown = Mutex::new((Instant::now(), false));
     let progress = |done, all| show(&shown, done, all);
@@ -74,20 +81,25 @@ pub async fn run(options: Verify) -> anyhow::Result<ExitCode> {
 
 fn request(options: &Verify) -> anyhow::Result<Request> {
     let config = options.file.load()?;
-    let root = options.root.as_ref().map(|root| match std::fs::read_to_string(root) {
-        Ok(text) => text.trim().to_owned(),
-        Err(_) => root.clone(),
-    });
     let head = options
         .head
         .as_ref()
         .map(|path| std::fs::read_to_string(path).with_context(|| path.display().to_string()));
     Ok(Request {
         storage: config.lake.storage.0.into_iter().collect(),
-        root,
+        root: root(options),
         head: head.transpose()?,
         bodies: options.bodies,
     })
+}
+
+/// The root's key, as it was given or as it stands in the file that was.
+fn root(options: &Verify) -> Option<String> {
+    let given = options.root.as_ref()?;
+    Some(
+        std::fs::read_to_string(given)
+            .map_or_else(|_| given.clone(), |text| text.trim().to_owned()),
+    )
 }
 
 /// A bar on a terminal, plain lines otherwise, once it takes long.
@@ -104,12 +116,12 @@ fn show(shown: &Mutex<(Instant, bool)>, done: u64, all: u64) {
     }
 }
 
-fn time(at: custody_schemas::id::Micros) -> String {
+pub fn time(at: custody_schemas::id::Micros) -> String {
     let at = i64::try_from(at.get()).unwrap_or(i64::MAX);
     jiff::Timestamp::from_microsecond(at).map_or_else(|_| at.to_string(), |at| at.to_string())
 }
 
-fn grouped(number: u64) -> String {
+pub fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (i, digit) in digits.chars().enumerate() {

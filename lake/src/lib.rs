@@ -14,6 +14,7 @@
 pub mod batch;
 pub mod columns;
 pub mod commit;
+pub mod evidence;
 #[cfg(any(test, feature = "faults"))]
 pub mod faults;
 pub mod files;

@@ -54,7 +54,55 @@ pub enum StoredEntry {
     Other,
 }
 
+/// A stored record, whatever is said of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Stored<'a> {
+    /// The stream that its column names.
+    pub stream: &'a str,
+    /// The index that its column names.
+    pub seq: u64,
+    /// The record.
+    pub bytes: &'a [u8],
+}
+
+impl Stored<'_> {
+    /// Its identity by its columns.
+    #[must_use]
+    pub fn identity(&self) -> Option<(StreamId, u64)> {
+        Some((self.stream.parse().ok()?, self.seq))
+    }
+}
+
 impl Snapshot {
+    /// Shows every record with an identity in one of the files of `events`.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub async fn records_back(
+        &self,
+        file: &DataFile,
+        mut show: impl FnMut(Stored<'_>),
+    ) -> Result<(), ReadBackError> {
+        for batch in self.read(file).await? {
+            let text =
+                |name: &str| batch.column_by_name(name).and_then(|c| c.as_string_opt::<i32>());
+            let raw = batch.column_by_name("raw").and_then(|c| c.as_binary_opt::<i32>());
+            let seq = batch.column_by_name("seq").and_then(|c| c.as_primitive_opt::<Int64Type>());
+            let (Some(stream), Some(record), Some(raw), Some(seq)) =
+                (text("stream"), text("record"), raw, seq)
+            else {
+                continue;
+            };
+            for row in (0..batch.num_rows()).filter(|row| seq.is_valid(*row)) {
+                let whole = record.is_valid(row);
+                let bytes = if whole { record.value(row).as_bytes() } else { raw.value(row) };
+                let seq = u64::try_from(seq.value(row)).unwrap_or(0);
+                show(Stored { stream: stream.value(row), seq, bytes });
+            }
+        }
+        Ok(())
+    }
+
     /// The rows of one of the files of `events`, in their order.
     ///
     /// # Errors

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::access::Asker;
 use crate::answer::{Answer, Work};
-use crate::audit;
+use crate::audit::{self, Asked};
 use crate::completeness::{Completeness, ListedWriter};
 use crate::cut::Cut;
 use crate::error::QueryError;
@@ -329,6 +329,15 @@ impl Engine {
     #[must_use]
     pub const fn time_zone(&self) -> &jiff::tz::TimeZone {
         &self.options.time_zone
+    }
+
+    /// Records that `asker` asks for something that is no statement, as [`ask`](Self::ask) does.
+    pub(crate) async fn record(
+        &self,
+        asker: &Asker,
+        question: &Question,
+    ) -> Result<Asked, QueryError> {
+        audit::ask(&self.writer, &self.metrics, asker, question).await
     }
 
     /// Whether questions can be recorded and answered with all that is durable; what is wrong

@@ -1,7 +1,8 @@
 //! The HTTP edge: who may ask, what a request looks like, which status an error has.
 //!
-//! `POST /v1/sql`, `GET /v1/reports/phi-access`, `GET /v1/completeness`, `GET /v1/tools`,
-//! `POST /v1/tools/approve`, `GET /healthz`, `/readyz`, `/metrics`, and the page at `/`. Every answer carries the headers `custody-completeness` and
+//! `POST /v1/sql`, `GET /v1/reports/phi-access`, `GET /v1/evidence`, `GET /v1/completeness`,
+//! `GET /v1/tools`, `POST /v1/tools/approve`, `GET /healthz`, `/readyz`, `/metrics`, and the page at
+//! `/`. Every answer carries the headers `custody-completeness` and
 //! `custody-cut`; the latter, as the parameter `cut`, asks for the same rows again, from any node.
 //! Errors are `{"error": {"kind", "message", "hint"}}`.
 
@@ -17,6 +18,7 @@ use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use bytes::Bytes;
 use custody_journal::control::Control;
+use custody_lake::{Lake, LakeOptions};
 use http::header::{
     ACCEPT, AUTHORIZATION, CONTENT_DISPOSITION, CONTENT_TYPE, HOST, HeaderName, ORIGIN, USER_AGENT,
     WWW_AUTHENTICATE,
@@ -31,6 +33,7 @@ use crate::access::{Access, Asker, Right};
 use crate::encode::{Format, encode, error_object};
 use crate::engine::{Engine, Question};
 use crate::error::QueryError;
+use crate::evidence;
 use crate::refused::Refusals;
 use crate::reports::PhiAccess;
 use crate::statement::Params;
@@ -57,6 +60,8 @@ pub struct HttpOptions {
     pub hosts: Vec<String>,
     /// What the deployment's processes share, where it can be seen from here.
     pub control: Option<Control>,
+    /// The address of the lake that evidence is made from, and how it is opened; only to read.
+    pub lake: Option<(String, LakeOptions)>,
 }
 
 /// The edge and what it counts.
@@ -92,6 +97,7 @@ pub fn router(engine: Arc<Engine>, options: HttpOptions) -> Router {
     Router::new()
         .route("/v1/sql", post(sql))
         .route("/v1/reports/phi-access", get(phi_access))
+        .route("/v1/evidence", get(evidence_of))
         .route("/v1/completeness", get(completeness))
         .route("/v1/tools", get(tools::list))
         .route("/v1/tools/approve", post(tools::approve))
@@ -174,6 +180,15 @@ impl Edge {
         let user_agent = text(USER_AGENT).map(|text| text.chars().take(200).collect());
         let ip = peer.as_ref().map(|peer| peer.0.0.ip().to_string());
         Ok(Asker { ip, user_agent, ..asker })
+    }
+
+    /// The lake that evidence is made from.
+    async fn lake(&self) -> Result<Lake, QueryError> {
+        let missing = || QueryError::Unavailable("no lake is at hand".to_owned());
+        let (url, options) = self.options.lake.as_ref().ok_or_else(missing)?;
+        let options = LakeOptions { read_only: true, ..options.clone() };
+        let lake = Lake::open(url, &options).await;
+        lake.map_err(|error| QueryError::Unavailable(error.to_string()))
     }
 
     /// Asks, waits for the first rows, and streams the answer.
@@ -304,6 +319,50 @@ async fn phi_access(
         headers.insert(CONTENT_DISPOSITION, file);
     }
     Ok(response)
+}
+
+/// What `GET /v1/evidence` takes.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EvidenceOf {
+    from: Option<String>,
+    to: Option<String>,
+    purpose: Option<String>,
+}
+
+async fn evidence_of(
+    State(edge): State<Arc<Edge>>,
+    peer: Peer,
+    of: Result<Query<EvidenceOf>, axum::extract::rejection::QueryRejection>,
+    headers: HeaderMap,
+) -> Result<Response, Refusal> {
+    let asker = edge.admit(&headers, &peer, Right::Reports)?;
+    let Query(of) = of.map_err(|e| QueryError::BadRequest(e.body_text()))?;
+    let report = PhiAccess { from: of.from, to: of.to, ..PhiAccess::default() };
+    let period = report.period(edge.engine.time_zone())?;
+    let params = json!({"from": period.from_utc, "to": period.to_utc, "purpose": of.purpose});
+    let params = params.as_object().cloned().unwrap_or_default();
+    let question = Question {
+        method: "evidence/export".to_owned(),
+        ..Question::sql(String::new(), Params::Map(params))
+    };
+    let mut asked = edge.engine.record(&asker, &question).await?;
+    let purpose = of.purpose.as_deref();
+    let made = async {
+        let lake = edge.lake().await?;
+        evidence::make(&lake, &edge.engine.writer(), &asker, &asked, &period, purpose).await
+    };
+    match made.await {
+        Ok((package, judged)) => {
+            asked.count(usize::try_from(judged.opened).unwrap_or(usize::MAX));
+            asked.end(None);
+            Ok(([(CONTENT_TYPE, "application/zip")], package).into_response())
+        }
+        Err(error) => {
+            asked.end(Some(&error));
+            Err(error.into())
+        }
+    }
 }
 
 async fn completeness(

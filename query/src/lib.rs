@@ -20,6 +20,7 @@ mod describe;
 pub mod encode;
 pub mod engine;
 mod error;
+mod evidence;
 mod files;
 pub mod http;
 mod json_text;

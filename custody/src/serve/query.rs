@@ -96,5 +96,6 @@ fn edge(config: &Config, recording: &Recording) -> anyhow::Result<HttpOptions> {
     let tokens = config.query.tokens.iter().map(|text| Token::parse(text));
     let access = Access::new(tokens.collect::<Result<_, _>>().map_err(anyhow::Error::msg)?);
     let control = Some(recording.control.clone());
-    Ok(HttpOptions { access, hosts: config.query.allowed_hosts.clone(), control })
+    let lake = Some((config.lake.url.clone(), lake::options(config)));
+    Ok(HttpOptions { access, hosts: config.query.allowed_hosts.clone(), control, lake })
 }

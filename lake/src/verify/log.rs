@@ -14,9 +14,10 @@ use super::{Request, Verdict, VerifyError, unsigned};
 use crate::tiles::{LOG_FOLDER, ROOT_PATH, Seals, keyring_path};
 
 /// What the log says of a stream at one size.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Signed {
     pub(super) root: Hash,
+    pub(super) note: String,
     /// Until when the key that signed it was in force.
     pub(super) until: Option<Micros>,
 }
@@ -165,7 +166,7 @@ fn streams(
         };
         verdict.checkpoints += 1;
         let sizes = found.entry(stream.clone()).or_default();
-        let signed = Signed { root: checkpoint.root, until: key.until };
+        let signed = Signed { root: checkpoint.root, note: note.clone(), until: key.until };
         match sizes.get(&checkpoint.size) {
             Some(known) if known.root != checkpoint.root => {
                 let problem = format!("{stream} has two roots at size {}", checkpoint.size);

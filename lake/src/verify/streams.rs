@@ -8,7 +8,7 @@ use custody_schemas::seal::{Leaf, Tree};
 use futures::StreamExt;
 
 use super::log::{Logged, Signed};
-use super::{Verdict, VerifyError};
+use super::{Verdict, VerifyError, unsigned};
 use crate::tiles::{Seals, stream_folder};
 
 /// How many files are fetched at the same time.
@@ -57,6 +57,7 @@ pub(super) async fn read(
         let readable = data.is_some();
         let leaves = leaves(stream, data.unwrap_or_default(), verdict);
         check(stream, sizes, &leaves, verdict);
+        own_checkpoint(seals, stream, sizes, verdict).await?;
         verdict.leaves += leaves.len() as u64;
         if let (Some(first), Some(last)) = (leaves.first(), leaves.last()) {
             let (from, to) = verdict.period.unwrap_or((first.at(), last.at()));
@@ -67,6 +68,26 @@ pub(super) async fn read(
         streams.proven.insert(stream.clone(), proven);
     }
     Ok(streams)
+}
+
+/// The checkpoint in a stream's own folder is one of those in the log.
+async fn own_checkpoint(
+    seals: &Seals,
+    stream: &StreamId,
+    sizes: &BTreeMap<u64, Signed>,
+    verdict: &mut Verdict,
+) -> Result<(), VerifyError> {
+    let path = format!("{}checkpoint", stream_folder(stream));
+    let note = seals.text(&path).await?;
+    // Ingest may have been cut off between the log and this.
+    let Some(note) = note else { return Ok(()) };
+    let known = unsigned(&note)
+        .ok()
+        .is_some_and(|said| sizes.get(&said.size).is_some_and(|signed| signed.note == note));
+    if !known {
+        verdict.find(format!("seal/{path}"), "it is no checkpoint that stands in the log");
+    }
+    Ok(())
 }
 
 fn leaves(stream: &StreamId, data: Vec<Vec<u8>>, verdict: &mut Verdict) -> Vec<Leaf> {

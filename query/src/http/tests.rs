@@ -166,7 +166,7 @@ async fn only_holders_of_a_token_may_ask_and_only_under_our_name() {
     };
     let access = Access::new(vec![token("ann", "auditor"), token("rob", "reports")]);
     let hosts = vec!["audit.example".to_owned()];
-    let options = HttpOptions { access, hosts, control: None };
+    let options = HttpOptions { access, hosts, control: None, lake: None };
     let client = Client(router(deployment.engine().await, options));
     let ask = async |token: &str, host: &str| {
         let bearer = format!("Bearer {token}");
