@@ -2,7 +2,7 @@
 # Installs what the tests need beside cargo, each piece once, into a cache folder.
 #
 #   tests/tools.sh [libraries] [tracer] [runner] [deny] [python] [node] [hospital] [kafka] [minio]
-#                  [compose]                              nothing named = all of them
+#                  [compose] [referees]                              nothing named = all of them
 #
 #   libraries  cmake, pkg-config, OpenSSL's headers: what librdkafka is built with
 #   tracer     strace, with which system calls are made to fail
@@ -15,6 +15,7 @@
 #   kafka      Apache Kafka (compose/kafka/pom.xml)         → $CUSTODY_CACHE/kafka/libs
 #   minio      MinIO, built from its Go module              → $CUSTODY_CACHE/minio/minio
 #   compose    compose-go, which judges the compose file    → $CUSTODY_CACHE/compose/compose
+#   referees   Tessera's fsck, and the second verifier      → $CUSTODY_CACHE/fsck, …/second
 #
 # CUSTODY_CACHE is ~/.cache/custody unless set. Every piece has a stamp that names what is
 # installed, so a second call takes no time and a changed pin installs anew. Everything comes by
@@ -27,6 +28,7 @@ NEXTEST=0.9.151
 DENY=0.20.2
 MINIO=v0.0.0-20260212201848-7aac2a2c5b7c
 COMPOSE=v2.16.2
+TESSERA=v1.0.4
 GO=1.26
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -163,6 +165,16 @@ module() {
   rm -rf "$build"
 }
 minio() { module minio github.com/minio/minio "$MINIO" minio; }
+fsck() { module fsck github.com/transparency-dev/tessera/cmd/fsck "$TESSERA" fsck; }
+# The verifier that shares no code with the product.
+second() {
+  local build="$cache/second/build"
+  golang
+  mkdir -p "$build"
+  (cd "$here/verify-independent" && GOPATH="$build/path" GOCACHE="$build/cache" GOFLAGS=-modcacherw \
+    CGO_ENABLED=0 attempt second go build -o "$cache/second/second" .)
+  rm -rf "$build"
+}
 compose() { module compose github.com/compose-spec/compose-go/v2/cmd "$COMPOSE" cmd; }
 
 install() {
@@ -172,6 +184,10 @@ install() {
     kafka) piece kafka "$(cksum <"$here/../compose/kafka/pom.xml")" kafka ;;
     minio) piece minio "$MINIO" minio ;;
     compose) piece compose "$COMPOSE" compose ;;
+    referees)
+      piece fsck "$TESSERA" fsck
+      piece second "$(cat "$here"/verify-independent/go.* "$here"/verify-independent/*.go | cksum)" second
+      ;;
     runner)
       need cargo "install Rust with rustup"
       piece runner "cargo-nextest $NEXTEST" runner
@@ -206,6 +222,6 @@ install() {
 # One at a time: two test runs may share a cache.
 exec 9>"$cache/tools.lock"
 flock -w 3600 9 || die "another installation has held $cache/tools.lock for an hour"
-all=(libraries tracer runner deny python node kafka minio compose)
+all=(libraries tracer runner deny python node kafka minio compose referees)
 [[ $# -gt 0 ]] || set -- "${all[@]}"
 for name in "$@"; do install "$name"; done
