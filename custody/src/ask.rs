@@ -77,31 +77,6 @@ struct Asking {
     output: Option<PathBuf>,
 }
 
-/// Which query service.
-#[derive(clap::Args, Clone, Debug)]
-pub struct Service {
-    /// The query service.
-    #[arg(long, env = "CUSTODY_URL", default_value = "http://127.0.0.1:7480")]
-    url: String,
-    /// The bearer token.
-    #[arg(long, env = "CUSTODY_TOKEN", hide_env_values = true)]
-    token: Option<String>,
-}
-
-impl Service {
-    /// What it answers to a request for `path` with these parameters.
-    pub async fn get(
-        self,
-        path: &str,
-        parameters: &[(&str, Option<&String>)],
-    ) -> anyhow::Result<bytes::Bytes> {
-        let Self { url, token } = self;
-        let asking = Asking { url, token, format: Format::Json, cut: None, output: None };
-        let path = with_parameters(path, parameters);
-        Ok(asking.send(Method::GET, &path, String::new()).await?.body)
-    }
-}
-
 /// `custody sql`
 #[derive(clap::Args, Debug)]
 pub struct Sql {
@@ -210,6 +185,16 @@ pub fn encoded(text: &str) -> String {
 }
 
 impl Service {
+    /// The package or other bytes that it answers with to a request with these parameters.
+    pub async fn get(
+        &self,
+        path: &str,
+        parameters: &[(&str, Option<&String>)],
+    ) -> anyhow::Result<bytes::Bytes> {
+        let path = with_parameters(path, parameters);
+        Ok(self.send(Method::GET, &path, "*/*", String::new()).await?.body)
+    }
+
     /// Sends a request, and gives the answer if it is one; what went wrong otherwise.
     pub async fn send(
         &self,
