@@ -28,7 +28,7 @@ pub struct Verify {
     /// An evidence package.
     #[arg(value_name = "FILE", required_unless_present = "lake", conflicts_with = "lake")]
     package: Option<PathBuf>,
-    /// A lake: a folder or a bucket, as in [lake] url.
+    /// A lake: a folder or a bucket, as `lake.url` in the configuration.
     #[arg(long, value_name = "URL")]
     lake: Option<String>,
     /// The root's public key, as you keep it (`name+id+key`), or a file that holds it.

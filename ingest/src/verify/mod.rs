@@ -2,7 +2,7 @@
 //! signed, and entered into the deployment log.
 //!
 //! A pass reads the files that are new in this worker's partitions, moves every stream on as far as
-//! its checkpoints reach ([`stream`]), writes the tiles, appends the newest verified checkpoint of
+//! its checkpoints reach (`stream`), writes the tiles, appends the newest verified checkpoint of
 //! each stream to the log, and only then says in the stream's folder how far it is. Every step may
 //! be done again, by this worker or another: what a kill cuts off the next pass does. A cursor per
 //! partition says from which offset on files have to be looked at after a start. Nothing of this

@@ -4,8 +4,8 @@
 //! A package holds the leaf data of every stream over its period with a neighbour on either side,
 //! and the few hashes that lead from there to the stream's signed checkpoint; the deployment log
 //! with all checkpoints; the keyring; every record that its leaf says is about protected health
-//! information; and the report that follows from them. [`export`] makes one and checks it before
-//! it hands it out; [`check`] needs nothing but the package. The format is in docs/formats.md.
+//! information; and the report that follows from them. [`export()`] makes one and checks it before
+//! it hands it out; [`check()`] needs nothing but the package. The format is in docs/formats.md.
 
 pub mod check;
 pub mod export;
