@@ -311,17 +311,7 @@ impl Streaming {
         let server = &self.served.server;
         let tool = self.asked.as_ref().and_then(Asked::tool);
         let phi = carries_data && server.rules.phi(tool).unwrap_or(server.phi);
-        let around = &self.facts.what;
-        let what = What {
-            method,
-            rpc_id: id,
-            protocol: around.protocol.clone(),
-            recipient: around.recipient.clone(),
-            server: around.server.clone(),
-            session: around.session,
-            transport: around.transport.clone(),
-            ..What::default()
-        };
+        let what = What { method, rpc_id: id, ..self.facts.around() };
         let facts = Facts { what: Arc::new(what), prev: None, phi, found, ..self.facts.clone() };
         let (bytes, edits) = (Some(message.arrived), message.edits);
         Relayed { way: Way::Down, call, http: None, facts, bytes, edits }

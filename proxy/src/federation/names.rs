@@ -18,6 +18,8 @@ pub(crate) const MAX_NAME: usize = 64;
 const BETWEEN: &str = "__";
 /// How many digits of a hash a name ends with.
 const DIGITS: usize = 10;
+/// How many where a name with fewer is taken.
+const MANY_DIGITS: usize = 40;
 /// What the keys in control state begin with.
 const PREFIX: &str = "names/";
 /// The most names of a server that are kept.
@@ -60,9 +62,14 @@ impl Names {
         let digest = Sha256::new().chain_update(server).chain_update([0]).chain_update(name);
         let digits = hex::encode(digest.finalize());
         let usual = |c: char| if is_usual(c) { c } else { '_' };
-        let room = MAX_NAME - DIGITS - 1;
-        let start: String = plain.chars().map(usual).take(room).collect();
-        let exposed = format!("{start}_{}", &digits[..DIGITS]);
+        let with = |count: usize| {
+            let start: String = plain.chars().map(usual).take(MAX_NAME - count - 1).collect();
+            format!("{start}_{}", &digits[..count])
+        };
+        // whoever looks for a name that another has already finds one with more digits
+        let taken = |exposed: &String| self.kept().is_taken(exposed, server, name);
+        let short = with(DIGITS);
+        let exposed = if taken(&short) { with(MANY_DIGITS) } else { short };
         self.keep(&exposed, server, name);
         exposed
     }
@@ -213,5 +220,19 @@ mod tests {
         assert_ne!(other, short);
         assert_eq!(all.resolve(&short).unwrap().1.len(), 100);
         assert_eq!(all.resolve(&other).unwrap().1, forged);
+    }
+
+    #[test]
+    fn a_name_whose_digits_are_taken_gets_more_of_them() {
+        let all = names(&["a.b", "a_b"], None);
+        let long = "x".repeat(100);
+        let first = all.expose("a.b", &long);
+        let taken = ("a_b".to_owned(), "other".to_owned());
+        all.kept().meant.insert(first.clone(), taken.clone());
+        let second = all.expose("a.b", &long);
+        assert!(second != first && second.len() == MAX_NAME);
+        assert_eq!(all.resolve(&first), Some(taken));
+        assert_eq!(all.resolve(&second), Some(("a.b".to_owned(), long.clone())));
+        assert_eq!(all.expose("a.b", &long), second);
     }
 }

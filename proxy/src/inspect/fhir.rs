@@ -98,19 +98,22 @@ impl Members<'_, '_> {
 struct Key {
     field: Option<Field>,
     under: Under,
-    /// Whether an id behind it is a patient's, in what an agent sends.
-    asks: bool,
+    /// Itself, if an id behind it is a patient's in what an agent sends.
+    asks: Option<&'static str>,
 }
 
+/// Arguments that are mostly a patient's id.
+const ASKING: [&str; 4] = ["patient", "patientId", "patient_id", "patientID"];
+
 impl Key {
-    const NONE: Self = Self { field: None, under: Under::Other, asks: false };
+    const NONE: Self = Self { field: None, under: Under::Other, asks: None };
 
     fn of(key: &str, sent: bool) -> Self {
         // no word of ours is longer
         if key.len() > 13 {
             return Self::NONE;
         }
-        let asks = sent && matches!(key, "patient" | "patientId" | "patient_id" | "patientID");
+        let asks = ASKING.into_iter().find(|asking| sent && *asking == key);
         Self { field: Field::key(key, sent), under: Under::key(key), asks }
     }
 }
@@ -191,7 +194,7 @@ impl<'a> Walk<'a> {
         let end = self.scanner.position() - 1; // the closing quote
         let hits = self.clues.between(end - text.raw.len(), end);
         let field = self.key.field.filter(|field| self.matters(*field));
-        if field.is_none() && !hits.any() && !self.key.asks {
+        if field.is_none() && !hits.any() && self.key.asks.is_none() {
             return;
         }
         self.telling_text(text, field, hits, (work, nesting));
@@ -236,8 +239,10 @@ impl<'a> Walk<'a> {
         } else if hits.any() && !waits && (work.prose || self.key.under.is_patient()) {
             let sure = work.sent || self.key.under.is_patient() || plain.contains("://");
             self.patients.mention_in_text(&plain, if sure { Sure::Yes } else { Sure::No });
-        } else if self.key.asks && references::is_id(&plain) {
-            self.patients.mention(Mention::Id(plain.clone().into_owned(), Vec::new()));
+        } else if let Some(key) = self.key.asks
+            && references::is_id(&plain)
+        {
+            self.patients.mention(Mention::Argument(key, plain.clone().into_owned()));
         }
         if let Some(field) = field {
             self.fields.push((field, plain));
@@ -245,8 +250,8 @@ impl<'a> Walk<'a> {
     }
 
     fn number(&mut self, digits: &'a str) {
-        if self.key.asks {
-            self.patients.mention(Mention::Id(digits.to_owned(), Vec::new()));
+        if let Some(key) = self.key.asks {
+            self.patients.mention(Mention::Argument(key, digits.to_owned()));
         }
         let in_object = self.open.last().is_some_and(|frame| !frame.array);
         if in_object && self.key.field == Some(Field::Id) {

@@ -57,12 +57,12 @@ pub(crate) fn is_housekeeping(method: &str) -> bool {
 pub(crate) fn sent(rules: &Rules, message: &Envelope<'_>, bytes: &[u8]) -> Found {
     let mut found = Found::new(Direction::Sent);
     found.note_twin(message.twin.is_some());
+    let document = message.arguments.or(message.params);
+    rules.look_at_arguments(message.name.as_deref(), document, &mut found);
     look(bytes, true, &mut found);
     if let Some(uri) = message.uri.as_deref() {
         references::each(uri, Sure::Yes, |id| found.add_if_new(PATIENT, id));
     }
-    let document = message.arguments.or(message.params);
-    rules.look_at_arguments(message.name.as_deref(), document, &mut found);
     found
 }
 

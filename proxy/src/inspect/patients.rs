@@ -58,6 +58,8 @@ pub(super) enum Mention {
     Resource(usize),
     /// A logical id, with what else the reference says: its absolute URL, an identifier.
     Id(String, Vec<String>),
+    /// An argument of this name with an id in it, whosever it is.
+    Argument(&'static str, String),
     /// A URN, and whether it is said to be a patient.
     Urn(String, bool),
     /// Somebody who is known by identifiers only.
@@ -208,6 +210,9 @@ impl Patients {
             match mention {
                 Mention::Resource(index) => self.resources[*index].count(category, found),
                 Mention::Id(id, others) => found.add(PATIENT, id, category, others.clone()),
+                // a rule knows better than a name
+                Mention::Argument(key, id) if found.is_ruled(key, id) => {}
+                Mention::Argument(_, id) => found.add(PATIENT, id, category, Vec::new()),
                 Mention::Urn(urn, said) => match self.urls.get(urn) {
                     Some(&index) => self.resources[index].count(category, found),
                     None if *said => found.add(PATIENT, urn, category, Vec::new()),

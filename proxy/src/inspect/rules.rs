@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use custody_schemas::words::Activity;
 use serde_json::Value;
-use serde_json_path::JsonPath;
+use serde_json_path::{JsonPath, PathElement};
 
 use super::subjects::Found;
 
@@ -40,18 +40,22 @@ impl Rule {
     }
 
     fn apply(&self, document: &Value, found: &mut Found) {
-        for node in self.path.query(document).all() {
+        for located in self.path.query_located(document).all() {
+            let node = located.node();
+            let key = located.location().iter().filter_map(PathElement::as_name).next_back();
             let items = node.as_array().map_or(std::slice::from_ref(node), Vec::as_slice);
-            items.iter().for_each(|item| self.value(item, found));
+            items.iter().for_each(|item| self.value(key.unwrap_or_default(), item, found));
         }
     }
 
-    fn value(&self, value: &Value, found: &mut Found) {
+    fn value(&self, key: &str, value: &Value, found: &mut Found) {
+        let mut count = |id: &str| {
+            found.add(&self.system, id, None, Vec::new());
+            found.rule(key, id);
+        };
         match value {
-            Value::String(id) if !id.is_empty() => found.add(&self.system, id, None, Vec::new()),
-            Value::Number(id) if !id.is_f64() => {
-                found.add(&self.system, &id.to_string(), None, Vec::new());
-            }
+            Value::String(id) if !id.is_empty() => count(id),
+            Value::Number(id) if !id.is_f64() => count(&id.to_string()),
             Value::String(_)
             | Value::Number(_)
             | Value::Null

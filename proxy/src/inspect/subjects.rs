@@ -2,7 +2,7 @@
 //!
 //! Keeps at most [`MAX_SUBJECTS`] of them and counts the others.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use custody_schemas::event::Subject;
 use custody_schemas::id::Uint;
@@ -85,6 +85,8 @@ pub(crate) struct Found {
     subjects: Vec<Subject>,
     sent: Places,
     received: Places,
+    /// Names and values of which a rule has said what they are.
+    ruled: HashSet<(String, String)>,
     beyond: u64,
     ambiguous: bool,
     clinical: bool,
@@ -100,6 +102,7 @@ impl Found {
             subjects: Vec::new(),
             sent: Places::new(),
             received: Places::new(),
+            ruled: HashSet::new(),
             beyond: 0,
             ambiguous: false,
             clinical: false,
@@ -147,6 +150,16 @@ impl Found {
         if known.is_none() {
             self.add(system, id, None, Vec::new());
         }
+    }
+
+    /// Notes that a rule says what `id` under `key` is.
+    pub(super) fn rule(&mut self, key: &str, id: &str) {
+        self.ruled.insert((key.to_owned(), id.to_owned()));
+    }
+
+    /// Whether a rule has said what `id` under `key` is.
+    pub(super) fn is_ruled(&self, key: &str, id: &str) -> bool {
+        !self.ruled.is_empty() && self.ruled.contains(&(key.to_owned(), id.to_owned()))
     }
 
     fn places(&self, direction: &Direction) -> &Places {

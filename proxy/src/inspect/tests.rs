@@ -354,3 +354,35 @@ fn more_people_than_are_kept_by_name_are_counted() {
     assert_eq!(data(false, &found).subject_count, Some(Uint::new(9_000)));
     assert_eq!(data(false, &found).subject_status, Some(SubjectStatus::NotExamined));
 }
+
+#[test]
+fn of_an_argument_that_a_rule_is_about_the_rule_says_whose_number_it_is() {
+    let tool = ToolRule {
+        arguments: vec![Rule::new("$.patient_id", "mrn").unwrap()],
+        ..ToolRule::default()
+    };
+    let rules = Rules { tools: HashMap::from([("note".to_owned(), tool)]), ..Rules::default() };
+    let people = |tool: &str, arguments: serde_json::Value| {
+        let text = json!({"id": 1, "method": "tools/call",
+            "params": {"name": tool, "arguments": arguments}});
+        let text = text.to_string();
+        let envelope = Envelope::read(text.as_bytes(), Look::Everywhere).unwrap();
+        let mut found = sent(&rules, &envelope, text.as_bytes()).into_subjects();
+        found.sort();
+        found.into_iter().map(|subject| (subject.system, subject.id)).collect::<Vec<_>>()
+    };
+    let of = |system: &str, id: &str| (system.to_owned(), id.to_owned());
+    assert_eq!(people("note", json!({"patient_id": "m-1"})), [of("mrn", "m-1")]);
+    assert_eq!(people("note", json!({"patient_id": 17})), [of("mrn", "17")]);
+    assert_eq!(people("note", json!({"patient_id": ["1", "2"]})), [of("mrn", "1"), of("mrn", "2")]);
+    assert_eq!(people("other", json!({"patient_id": "m-1"})), [of("fhir:Patient", "m-1")]);
+    // another place is another number, even if it looks alike
+    assert_eq!(
+        people("note", json!({"patient_id": "m-1", "patient": "m-1"})),
+        [of("fhir:Patient", "m-1"), of("mrn", "m-1")]
+    );
+    assert_eq!(
+        people("note", json!({"patient_id": "m-1", "about": "Patient/m-1"})),
+        [of("fhir:Patient", "m-1"), of("mrn", "m-1")]
+    );
+}

@@ -325,6 +325,19 @@ fn count(edits: &Edits) -> Option<Uint> {
 }
 
 impl Facts {
+    /// What another message on the same way has in common with this one.
+    pub(crate) fn around(&self) -> What {
+        let around = &self.what;
+        What {
+            protocol: around.protocol.clone(),
+            recipient: around.recipient.clone(),
+            server: around.server.clone(),
+            session: around.session,
+            transport: around.transport.clone(),
+            ..What::default()
+        }
+    }
+
     /// The method, or the empty string.
     pub(crate) fn method(&self) -> &str {
         self.what.method.as_deref().unwrap_or_default()
@@ -372,17 +385,11 @@ impl Facts {
         }
         draft.call = Some(call);
         draft.who = Some(Arc::clone(&self.who));
-        let around = &self.what;
         draft.what = Some(Arc::new(What {
             tool: Some(observed.tool.clone()),
             tool_definition: Some(observed.hash),
-            method: around.method.clone(),
-            protocol: around.protocol.clone(),
-            recipient: around.recipient.clone(),
-            server: around.server.clone(),
-            session: around.session,
-            transport: around.transport.clone(),
-            ..What::default()
+            method: self.what.method.clone(),
+            ..self.around()
         }));
         draft
     }
