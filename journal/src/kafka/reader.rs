@@ -31,10 +31,12 @@ const LATE: Duration = Duration::from_millis(400);
 /// How often a reader that is at the end makes sure that its partition is still the same.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-/// What may be set otherwise: a reader takes some megabytes ahead, so that it is never idle, and
-/// learns within a tenth of a second that there is no more.
-const USUAL: [(&str, &str); 5] = [
+/// What may be set otherwise: a reader takes some megabytes ahead, so that it is never idle, learns
+/// within a tenth of a second that there is no more, and lets a little come together, since it is
+/// the answer that costs and not what is in it.
+const USUAL: [(&str, &str); 6] = [
     ("fetch.wait.max.ms", "100"),
+    ("fetch.min.bytes", "32768"),
     ("fetch.message.max.bytes", "2097152"),
     ("queued.max.messages.kbytes", "8192"),
     ("fetch.queue.backoff.ms", "5"),

@@ -109,10 +109,11 @@ impl Carrier {
     /// Carries on from the mark until something goes wrong or there is nothing more to come.
     fn attempt(&mut self) -> Result<(), Trouble> {
         let broken = AtomicBool::new(false);
-        let (tally, stop, resting) =
-            (Arc::clone(&self.tally), Arc::clone(&self.stop), self.is_resting());
+        let (tally, stop, acks) =
+            (Arc::clone(&self.tally), Arc::clone(&self.stop), self.acks.clone());
         let shelves = (Arc::clone(&self.shelves.0), Arc::clone(&self.shelves.1));
-        let source = Source::open((&shelves.0, &shelves.1), &tally, &stop, &broken, resting)?;
+        let shelves = (&shelves.0, &shelves.1);
+        let source = Source::open(shelves, &tally, &stop, &broken, acks.as_deref())?;
         let producer = Producer::new(&self.settings, &tally.link)?;
         thread::scope(|scope| {
             let (send, receive) = sync_channel(AHEAD);

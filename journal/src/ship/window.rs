@@ -7,7 +7,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use custody_schemas::id::Uint;
 
@@ -19,6 +20,7 @@ use crate::file::now;
 use crate::file::reader::Reader;
 use crate::file::shelf::Shelf;
 use crate::kafka::producer::{Batch, Producer};
+use crate::writer::acks::Acks;
 use crate::{Entry, EntryKind, Read, ReadError};
 
 /// The most entries of one window.
@@ -27,6 +29,11 @@ const ENTRIES: usize = 2048;
 const BYTES: usize = 4 << 20;
 /// How long it is waited for something new before anything else is looked at.
 const TURN: Duration = Duration::from_millis(200);
+/// How long entries that nobody waits for are gathered: what a window costs the broker and whoever
+/// reads there, it costs for one entry as for many.
+const GATHER: Duration = Duration::from_millis(20);
+/// How often it is looked whether somebody has begun to wait for what is gathered.
+const GLANCE: Duration = Duration::from_millis(1);
 
 /// Some of a spool: records, and the bodies that have to be acknowledged before them.
 pub(crate) struct Window {
@@ -65,13 +72,17 @@ pub(crate) fn send(
 pub(crate) struct Source<'a> {
     main: Reader,
     bulk: Reader,
+    main_shelf: Arc<Shelf>,
     bulk_shelf: Arc<Shelf>,
     tally: &'a Tally,
     stop: &'a Stop,
     /// Set when the other thread of this attempt has given up.
     broken: &'a AtomicBool,
-    /// Whether the spool's writer is gone, so that its end is the end.
-    resting: bool,
+    /// Who waits for what is read here; none when the spool's writer is gone, so that its end is
+    /// the end.
+    acks: Option<&'a Acks>,
+    /// When the last window was read.
+    last: Option<Instant>,
 }
 
 impl<'a> Source<'a> {
@@ -81,7 +92,7 @@ impl<'a> Source<'a> {
         tally: &'a Tally,
         stop: &'a Stop,
         broken: &'a AtomicBool,
-        resting: bool,
+        acks: Option<&'a Acks>,
     ) -> Result<Self, ReadError> {
         let mark = tally.mark();
         let from = |shelf: &Arc<Shelf>, mark: u64| {
@@ -89,8 +100,8 @@ impl<'a> Source<'a> {
             Reader::of_all(Arc::clone(shelf), mark.max(first))
         };
         let (main, bulk) = (from(shelves.0, mark.main)?, from(shelves.1, mark.bulk)?);
-        let bulk_shelf = Arc::clone(shelves.1);
-        Ok(Self { main, bulk, bulk_shelf, tally, stop, broken, resting })
+        let (main_shelf, bulk_shelf) = (Arc::clone(shelves.0), Arc::clone(shelves.1));
+        Ok(Self { main, bulk, main_shelf, bulk_shelf, tally, stop, broken, acks, last: None })
     }
 
     /// Reads windows and hands them on, until the end of a resting spool or of the attempt.
@@ -101,22 +112,37 @@ impl<'a> Source<'a> {
     ) -> Result<(), Trouble> {
         let mut first = true;
         while !self.is_over() {
+            self.gather();
             let before = self.main.position();
             let entries = read(&mut self.main, self.tally, TURN)?;
             if self.main.position() == before {
-                if self.resting || self.stop.is_asked() {
+                if self.acks.is_none() || self.stop.is_asked() {
                     return Ok(());
                 }
                 continue;
             }
             let written_at = entries.first().map_or(Uint::new(now()), |entry| entry.journaled_at);
             self.tally.took(written_at, std::mem::take(&mut first));
+            self.last = Some(Instant::now());
             let window = self.window(producer, entries)?;
             if windows.send(window).is_err() {
                 return Err(Trouble::Over);
             }
         }
         Err(Trouble::Over)
+    }
+
+    /// Lets entries come together, unless somebody waits for one or there are many already.
+    fn gather(&self) {
+        let (Some(acks), Some(last)) = (self.acks, self.last) else { return };
+        let behind = || self.main_shelf.end_offset().saturating_sub(self.main.position());
+        while last.elapsed() < GATHER
+            && behind() < ENTRIES as u64
+            && !acks.is_awaited()
+            && !self.stop.is_asked()
+        {
+            thread::sleep(GLANCE);
+        }
     }
 
     fn is_over(&self) -> bool {

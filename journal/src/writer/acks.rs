@@ -79,6 +79,12 @@ impl Acks {
         done.into_iter().for_each(Waiting::answer);
     }
 
+    /// Whether anybody waits.
+    #[cfg(feature = "kafka")]
+    pub(crate) fn is_awaited(&self) -> bool {
+        !self.0.lock().waiting.is_empty()
+    }
+
     /// Frees the places of those who have given up.
     pub(crate) fn sweep(&self) {
         let given_up = self.0.lock().take_given_up();
