@@ -1,6 +1,7 @@
 //! `custody sql` and `custody report`: clients of the query service, so that every question they
 //! ask is recorded like any other. What is saved has its completeness beside it, whatever the format.
 
+use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -185,14 +186,16 @@ pub fn encoded(text: &str) -> String {
 }
 
 impl Service {
-    /// The package or other bytes that it answers with to a request with these parameters.
-    pub async fn get(
+    /// Writes what it answers to a request with these parameters into a file.
+    pub async fn fetch(
         &self,
         path: &str,
         parameters: &[(&str, Option<&String>)],
-    ) -> anyhow::Result<bytes::Bytes> {
-        let path = with_parameters(path, parameters);
-        Ok(self.send(Method::GET, &path, "*/*", String::new()).await?.body)
+        file: &mut File,
+    ) -> anyhow::Result<()> {
+        let url = self.address(&with_parameters(path, parameters));
+        let answer = Http::new(WAIT).fetch(&url, &self.headers("*/*"), file).await;
+        self.good(answer).map(drop)
     }
 
     /// Sends a request, and gives the answer if it is one; what went wrong otherwise.
@@ -203,17 +206,29 @@ impl Service {
         accept: &str,
         body: String,
     ) -> anyhow::Result<Answer> {
-        let url = format!("{}{path}", self.url.trim_end_matches('/'));
+        let (url, headers) = (self.address(path), self.headers(accept));
+        self.good(Http::new(WAIT).send(method, &url, &headers, body).await)
+    }
+
+    fn address(&self, path: &str) -> String {
+        format!("{}{path}", self.url.trim_end_matches('/'))
+    }
+
+    fn headers(&self, accept: &str) -> Vec<(&'static str, String)> {
         let mut headers =
             vec![("accept", accept.to_owned()), ("content-type", "application/json".to_owned())];
         headers.extend(self.token.as_ref().map(|t| ("authorization", format!("Bearer {t}"))));
-        let answer =
-            Http::new(WAIT).send(method, &url, &headers, body).await.with_context(|| {
-                format!(
-                    "no answer from {}; is `custody up` running there? (--url names another)",
-                    self.url
-                )
-            })?;
+        headers
+    }
+
+    /// The answer, if it is one.
+    fn good(&self, answer: anyhow::Result<Answer>) -> anyhow::Result<Answer> {
+        let answer = answer.with_context(|| {
+            format!(
+                "no answer from {}; is `custody up` running there? (--url names another)",
+                self.url
+            )
+        })?;
         if answer.status.is_success() {
             return Ok(answer);
         }

@@ -143,7 +143,7 @@ enum Command {
     /// Exit codes: 0 valid · 1 invalid · 3 incomplete · 64 wrong usage.
     #[cfg(any(feature = "ingest", feature = "query"))]
     #[command(
-        after_help = "Examples:\n  custody verify q1.evidence --root root.vkey\n  custody verify --lake ./custody-data/lake\n  custody verify --lake s3://records/custody -c custody.toml --root audit.example/root+1a2b3c4d+AT…\n  custody verify --lake ./lake --head head-of-march --save-head head-of-april"
+        after_help = "Examples:\n  custody verify q1.evidence --root root.vkey --head head-of-march\n  custody verify --lake ./custody-data/lake\n  custody verify --lake s3://records/custody -c custody.toml --root audit.example/root+1a2b3c4d+AT…\n  custody verify --lake ./lake --head head-of-march --save-head head-of-april"
     )]
     Verify(verify::Verify),
     /// Shows what tools the servers offer, how their definitions have changed, and approves changes.

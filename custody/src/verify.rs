@@ -8,6 +8,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use custody_lake::evidence::Trust;
 use custody_lake::verify::{self, Request, Verdict};
 use serde_json::json;
 
@@ -35,10 +36,10 @@ pub struct Verify {
     #[arg(long, value_name = "VKEY|FILE")]
     root: Option<String>,
     /// A head of the deployment log that you have kept: the log must have grown from it.
-    #[arg(long, value_name = "FILE", requires = "lake")]
+    #[arg(long, value_name = "FILE")]
     head: Option<PathBuf>,
     /// Keep the log's present head in a file, for the next time.
-    #[arg(long, value_name = "FILE", requires = "lake")]
+    #[arg(long, value_name = "FILE")]
     save_head: Option<PathBuf>,
     /// Compare bodies with their commitments, too.
     #[arg(long, requires = "lake")]
@@ -53,42 +54,65 @@ pub struct Verify {
 /// Runs the command.
 pub async fn run(options: Verify) -> anyhow::Result<ExitCode> {
     if let Some(package) = &options.package {
-        return evidence::verify(package, root(&options).as_deref(), options.json);
+        let trust = Trust { root: root(&options), head: head(&options)? };
+        let judged = evidence::judge(package, &trust)?;
+        let (valid, complete) = (judged.is_valid(), judged.is_complete());
+        options.keep(valid, || evidence::head(package))?;
+        evidence::tell(&judged, options.json)?;
+        return Ok(exit(valid, complete));
     }
     let url = options.lake.clone().context("name a package, or a lake with --lake")?;
     let request = request(&options)?;
-    let shown = Mutex::new((Instant::now(), false));
-    let progress = |done, all| show(&shown, done, all);
-    let verdict = verify::lake(&url, &request, &progress).await?;
-    if let Some(path) = &options.save_head
-        && verdict.is_valid()
-    {
-        let seals = custody_lake::Lake::seals_at(&url, &request.storage)?;
-        let head = seals.text("log/checkpoint").await?.context("the log has no head")?;
-        std::fs::write(path, head).with_context(|| path.display().to_string())?;
-    }
+    let patience = Patience::new("files");
+    let verdict = verify::lake(&url, &request, &|done, all| patience.show(done, all)).await?;
+    let seals = custody_lake::Lake::seals_at(&url, &request.storage)?;
+    let head = seals.text("log/checkpoint").await?;
+    options.keep(verdict.is_valid(), || head.context("the log has no head"))?;
     if options.json {
         tell_json(&verdict)?
     } else {
         tell(&verdict)?
     }
-    Ok(ExitCode::from(match (verdict.is_valid(), verdict.is_complete()) {
+    Ok(exit(verdict.is_valid(), verdict.is_complete()))
+}
+
+fn exit(valid: bool, complete: bool) -> ExitCode {
+    ExitCode::from(match (valid, complete) {
         (false, _) => EXIT_INVALID,
         (true, false) => EXIT_INCOMPLETE,
         (true, true) => 0,
-    }))
+    })
+}
+
+impl Verify {
+    /// Keeps the head, if somebody wants it and nothing is wrong with it.
+    fn keep(
+        &self,
+        valid: bool,
+        head: impl FnOnce() -> anyhow::Result<String>,
+    ) -> anyhow::Result<()> {
+        match &self.save_head {
+            Some(path) if valid => {
+                std::fs::write(path, head()?).with_context(|| path.display().to_string())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The auditor's head, as it stands in the file that was given.
+fn head(options: &Verify) -> anyhow::Result<Option<String>> {
+    let read =
+        |path: &PathBuf| std::fs::read_to_string(path).with_context(|| path.display().to_string());
+    options.head.as_ref().map(read).transpose()
 }
 
 fn request(options: &Verify) -> anyhow::Result<Request> {
     let config = options.file.load()?;
-    let head = options
-        .head
-        .as_ref()
-        .map(|path| std::fs::read_to_string(path).with_context(|| path.display().to_string()));
     Ok(Request {
         storage: config.lake.storage.0.into_iter().collect(),
         root: root(options),
-        head: head.transpose()?,
+        head: head(options)?,
         bodies: options.bodies,
     })
 }
@@ -103,16 +127,41 @@ fn root(options: &Verify) -> Option<String> {
 }
 
 /// A bar on a terminal, plain lines otherwise, once it takes long.
-fn show(shown: &Mutex<(Instant, bool)>, done: u64, all: u64) {
-    let mut shown = shown.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let mut stderr = std::io::stderr().lock();
-    let terminal = stderr.is_terminal();
-    if done == all && shown.1 && terminal {
-        drop(writeln!(stderr, "\r{all} of {all} files"));
-    } else if shown.0.elapsed() >= PATIENCE {
-        *shown = (Instant::now(), true);
-        let (begin, end) = if terminal { ("\r", "") } else { ("", "\n") };
-        drop(write!(stderr, "{begin}{done} of {all} files{end}"));
+pub struct Patience {
+    what: &'static str,
+    /// When something was said last, and whether anything was.
+    shown: Mutex<(Instant, bool)>,
+}
+
+/// The width of the bar.
+const BAR: usize = 30;
+
+impl Patience {
+    /// With the things that are counted.
+    pub fn new(what: &'static str) -> Self {
+        Self { what, shown: Mutex::new((Instant::now(), false)) }
+    }
+
+    /// Says how far it is.
+    pub fn show(&self, done: u64, all: u64) {
+        let mut shown = self.shown.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut stderr = std::io::stderr().lock();
+        let terminal = stderr.is_terminal();
+        let what = self.what;
+        let over = done == all && shown.1 && terminal;
+        if !over && shown.0.elapsed() < PATIENCE {
+            return;
+        }
+        *shown = (Instant::now(), !over);
+        let (done_text, all_text) = (grouped(done), grouped(all));
+        drop(if terminal {
+            let filled = usize::try_from(BAR as u64 * done / all.max(1)).unwrap_or(0);
+            let bar = format!("{:<1$}", "#".repeat(filled), BAR);
+            let end = if over { "\n" } else { "" };
+            write!(stderr, "\r[{bar}] {done_text} of {all_text} {what}{end}")
+        } else {
+            writeln!(stderr, "{done_text} of {all_text} {what}")
+        });
     }
 }
 
@@ -162,11 +211,16 @@ fn lines(v: &Verdict) -> Vec<(&'static str, String)> {
         );
         lines.push(("", text));
     }
-    if v.bodies + v.bodies_missing > 0 {
+    if v.expired + v.erased > 0 {
+        let text = format!("{} expired, {} erased", grouped(v.expired), grouped(v.erased));
+        lines.push(("gone", text));
+    }
+    if v.bodies + v.bodies_missing + v.bodies_gone > 0 {
         let text = format!(
-            "{} match their commitments, {} are not there",
+            "{} match their commitments, {} are not there, {} expired or erased",
             grouped(v.bodies),
-            grouped(v.bodies_missing)
+            grouped(v.bodies_missing),
+            grouped(v.bodies_gone)
         );
         lines.push(("bodies", text));
     }
@@ -226,7 +280,8 @@ fn tell_json(v: &Verdict) -> anyhow::Result<()> {
         "checkpoints": v.checkpoints, "leaves": v.leaves, "attested": v.attested,
         "files": v.files, "records": v.records, "unsealed": v.unsealed, "missing": v.missing,
         "conflicts": v.conflicts, "undecodable": v.undecodable, "bodies": v.bodies,
-        "bodies_missing": v.bodies_missing, "findings": findings, "found": v.found, "gaps": gaps,
+        "bodies_missing": v.bodies_missing, "bodies_gone": v.bodies_gone, "expired": v.expired,
+        "erased": v.erased, "findings": findings, "found": v.found, "gaps": gaps,
     });
     writeln!(std::io::stdout().lock(), "{object}")?;
     Ok(())

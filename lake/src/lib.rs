@@ -20,6 +20,7 @@ pub mod faults;
 pub mod files;
 pub mod identities;
 pub mod last;
+pub mod lawful;
 pub mod maintain;
 mod place;
 mod probe;

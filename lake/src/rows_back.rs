@@ -25,6 +25,9 @@ use crate::snapshot::{DataFile, Snapshot};
 const COLUMNS: [&str; 9] =
     ["entry", "stream", "seq", "at", "kind", "flags", "record", "raw", "journal_offset"];
 
+/// Those of them that hold records.
+const RECORDS: [&str; 5] = ["stream", "seq", "kind", "record", "raw"];
+
 /// One stored row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredRow {
@@ -61,6 +64,8 @@ pub struct Stored<'a> {
     pub stream: &'a str,
     /// The index that its column names.
     pub seq: u64,
+    /// The kind that its column names.
+    pub kind: &'a str,
     /// The record.
     pub bytes: &'a [u8],
 }
@@ -83,22 +88,13 @@ impl Snapshot {
         file: &DataFile,
         mut show: impl FnMut(Stored<'_>),
     ) -> Result<(), ReadBackError> {
-        for batch in self.read(file).await? {
-            let text =
-                |name: &str| batch.column_by_name(name).and_then(|c| c.as_string_opt::<i32>());
-            let raw = batch.column_by_name("raw").and_then(|c| c.as_binary_opt::<i32>());
-            let seq = batch.column_by_name("seq").and_then(|c| c.as_primitive_opt::<Int64Type>());
-            let (Some(stream), Some(record), Some(raw), Some(seq)) =
-                (text("stream"), text("record"), raw, seq)
-            else {
-                continue;
-            };
-            for row in (0..batch.num_rows()).filter(|row| seq.is_valid(*row)) {
-                let whole = record.is_valid(row);
-                let bytes = if whole { record.value(row).as_bytes() } else { raw.value(row) };
-                let seq = u64::try_from(seq.value(row)).unwrap_or(0);
-                show(Stored { stream: stream.value(row), seq, bytes });
-            }
+        let wrong = |source| ReadBackError::new(&file.path, source);
+        let bytes = async { self.store().get(&file.path).await?.bytes().await }.await;
+        let bytes = bytes.map_err(|e| wrong(ParquetError::External(Box::new(e))))?;
+        let builder = ParquetRecordBatchReaderBuilder::try_new(bytes).map_err(wrong)?;
+        let mask = ProjectionMask::columns(builder.parquet_schema(), RECORDS);
+        for batch in builder.with_projection(mask).build().map_err(wrong)? {
+            records(&batch.map_err(|e| wrong(e.into()))?, &mut show);
         }
         Ok(())
     }
@@ -113,6 +109,23 @@ impl Snapshot {
         let bytes = bytes.map_err(|e| wrong(ParquetError::External(Box::new(e))))?;
         let read = tokio::task::spawn_blocking(move || read(bytes)).await;
         read.map_err(|e| wrong(ParquetError::External(Box::new(e))))?.map_err(wrong)
+    }
+}
+
+fn records(batch: &RecordBatch, show: &mut impl FnMut(Stored<'_>)) {
+    let text = |name: &str| batch.column_by_name(name).and_then(|c| c.as_string_opt::<i32>());
+    let raw = batch.column_by_name("raw").and_then(|c| c.as_binary_opt::<i32>());
+    let seq = batch.column_by_name("seq").and_then(|c| c.as_primitive_opt::<Int64Type>());
+    let (Some(stream), Some(kind), Some(record), Some(raw), Some(seq)) =
+        (text("stream"), text("kind"), text("record"), raw, seq)
+    else {
+        return;
+    };
+    for row in (0..batch.num_rows()).filter(|row| seq.is_valid(*row)) {
+        let whole = record.is_valid(row);
+        let bytes = if whole { record.value(row).as_bytes() } else { raw.value(row) };
+        let seq = u64::try_from(seq.value(row)).unwrap_or(0);
+        show(Stored { stream: stream.value(row), seq, kind: kind.value(row), bytes });
     }
 }
 

@@ -7,6 +7,7 @@
 //! Errors are `{"error": {"kind", "message", "hint"}}`.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,20 +21,22 @@ use bytes::Bytes;
 use custody_journal::control::Control;
 use custody_lake::{Lake, LakeOptions};
 use http::header::{
-    ACCEPT, AUTHORIZATION, CONTENT_DISPOSITION, CONTENT_TYPE, HOST, HeaderName, ORIGIN, USER_AGENT,
-    WWW_AUTHENTICATE,
+    ACCEPT, AUTHORIZATION, CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderName,
+    ORIGIN, USER_AGENT, WWW_AUTHENTICATE,
 };
 use http::{HeaderMap, HeaderValue, StatusCode};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_util::io::ReaderStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::access::{Access, Asker, Right};
 use crate::encode::{Format, encode, error_object};
 use crate::engine::{Engine, Question};
 use crate::error::QueryError;
-use crate::evidence;
+use crate::evidence::{self, EvidenceOf};
 use crate::refused::Refusals;
 use crate::reports::PhiAccess;
 use crate::statement::Params;
@@ -69,6 +72,8 @@ struct Edge {
     engine: Arc<Engine>,
     options: HttpOptions,
     refusals: Refusals,
+    /// One evidence package is made at a time.
+    packages: Semaphore,
 }
 
 /// Serves until `shutdown`; then running questions are cancelled, and their askers told.
@@ -93,7 +98,12 @@ pub async fn run(
 
 /// Every route.
 pub fn router(engine: Arc<Engine>, options: HttpOptions) -> Router {
-    let edge = Arc::new(Edge { refusals: Refusals::new(&engine), engine, options });
+    let edge = Arc::new(Edge {
+        refusals: Refusals::new(&engine),
+        packages: Semaphore::new(1),
+        engine,
+        options,
+    });
     Router::new()
         .route("/v1/sql", post(sql))
         .route("/v1/reports/phi-access", get(phi_access))
@@ -182,13 +192,14 @@ impl Edge {
         Ok(Asker { ip, user_agent, ..asker })
     }
 
-    /// The lake that evidence is made from.
-    async fn lake(&self) -> Result<Lake, QueryError> {
+    /// The lake that evidence is made from, and where.
+    async fn lake(&self) -> Result<(Lake, PathBuf), QueryError> {
         let missing = || QueryError::Unavailable("no lake is at hand".to_owned());
         let (url, options) = self.options.lake.as_ref().ok_or_else(missing)?;
         let options = LakeOptions { read_only: true, ..options.clone() };
         let lake = Lake::open(url, &options).await;
-        lake.map_err(|error| QueryError::Unavailable(error.to_string()))
+        let lake = lake.map_err(|error| QueryError::Unavailable(error.to_string()))?;
+        Ok((lake, self.engine.options.spill_dir.clone()))
     }
 
     /// Asks, waits for the first rows, and streams the answer.
@@ -321,15 +332,6 @@ async fn phi_access(
     Ok(response)
 }
 
-/// What `GET /v1/evidence` takes.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct EvidenceOf {
-    from: Option<String>,
-    to: Option<String>,
-    purpose: Option<String>,
-}
-
 async fn evidence_of(
     State(edge): State<Arc<Edge>>,
     peer: Peer,
@@ -338,25 +340,31 @@ async fn evidence_of(
 ) -> Result<Response, Refusal> {
     let asker = edge.admit(&headers, &peer, Right::Reports)?;
     let Query(of) = of.map_err(|e| QueryError::BadRequest(e.body_text()))?;
-    let report = PhiAccess { from: of.from, to: of.to, ..PhiAccess::default() };
-    let period = report.period(edge.engine.time_zone())?;
-    let params = json!({"from": period.from_utc, "to": period.to_utc, "purpose": of.purpose});
-    let params = params.as_object().cloned().unwrap_or_default();
+    let _one = edge.packages.try_acquire().map_err(|_| QueryError::Busy { limit: 1 })?;
+    let (from, to) = (of.from.clone(), of.to.clone());
+    let period = PhiAccess { from, to, ..PhiAccess::default() }.period(edge.engine.time_zone())?;
+    of.filter()?;
+    of.challenge()?;
     let question = Question {
         method: "evidence/export".to_owned(),
-        ..Question::sql(String::new(), Params::Map(params))
+        ..Question::sql(String::new(), Params::Map(of.params(&period)))
     };
     let mut asked = edge.engine.record(&asker, &question).await?;
-    let purpose = of.purpose.as_deref();
     let made = async {
-        let lake = edge.lake().await?;
-        evidence::make(&lake, &edge.engine.writer(), &asker, &asked, &period, purpose).await
+        let (lake, scratch) = edge.lake().await?;
+        let writer = edge.engine.writer();
+        evidence::make(lake, scratch, &writer, &asker, &asked, (&of, &period)).await
     };
     match made.await {
-        Ok((package, judged)) => {
-            asked.count(usize::try_from(judged.opened).unwrap_or(usize::MAX));
+        Ok(package) => {
+            asked.count(usize::try_from(package.judged.opened).unwrap_or(usize::MAX));
             asked.end(None);
-            Ok(([(CONTENT_TYPE, "application/zip")], package).into_response())
+            let bytes = ReaderStream::new(tokio::fs::File::from_std(package.file));
+            let headers = [
+                (CONTENT_TYPE, "application/zip".to_owned()),
+                (CONTENT_LENGTH, package.bytes.to_string()),
+            ];
+            Ok((headers, Body::from_stream(bytes)).into_response())
         }
         Err(error) => {
             asked.end(Some(&error));

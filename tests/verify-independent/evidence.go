@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -20,7 +21,12 @@ import (
 type manifest struct {
 	Format, Deployment string
 	From, To           uint64
-	Files              map[string]string
+	Population         string
+	Challenge          *struct {
+		Seed  string
+		Count int
+	}
+	Files map[string]string
 }
 
 type population struct {
@@ -50,6 +56,11 @@ type record struct {
 	Data    struct {
 		Labels   []string
 		Subjects []subject
+	}
+	Detail struct {
+		Table  string
+		Before uint64
+		Events []string
 	}
 }
 
@@ -114,29 +125,49 @@ func checkPackage(path, root string) (bool, error) {
 	if log.ring.deployment != m.Deployment {
 		return false, wrong("manifest.json", "another deployment")
 	}
-	flagged, through, err := populations(log, m, read)
+	shown, err := populations(log, m, read)
 	if err != nil {
 		return false, err
 	}
-	records, err := openRecords(all["records.jsonl"], flagged)
+	lawful, err := readLawful(log, all["lawful.json"], all["lawful.jsonl"])
+	if err != nil {
+		return false, err
+	}
+	records, err := openRecords("records.jsonl", all, shown.flagged)
 	if err != nil {
 		return false, err
 	}
 	if string(all["report.csv"]) != report(records) {
 		return false, wrong("report.csv", "it does not follow from the records")
 	}
-	known := 0
-	for name := range all {
-		if strings.HasPrefix(name, "population/") {
-			known++
+	missing := 0
+	if m.Population != "flags" {
+		missing += lawful.lacking(shown.flagged, records)
+	}
+	known := 9 + len(log.rings) + 2*len(log.streams)
+	known -= absent(all, "lawful.json") + absent(all, "lawful.jsonl")
+	if m.Challenge != nil {
+		known++
+		drawn := draw(m.Challenge.Seed, m.Challenge.Count, shown.period)
+		sample, err := openRecords("sample.jsonl", all, drawn)
+		if err != nil {
+			return false, err
 		}
+		missing += lawful.lacking(drawn, sample)
 	}
-	if known != 2*len(log.streams) {
-		return false, wrong("population", "%d files for %d streams", known, len(log.streams))
+	if known != len(all) {
+		return false, wrong("manifest.json", "%d files, not %d", len(all), known)
 	}
-	fmt.Printf("%d streams, %d of %d records, log of %d entries\n",
-		len(log.streams), len(records), len(flagged), log.size)
-	return len(records) == len(flagged) && through >= m.To, nil
+	fmt.Printf("%d streams, %d of %d records, %d missing, log of %d entries\n",
+		len(log.streams), len(records), len(shown.flagged), missing, log.size)
+	return missing == 0 && shown.through >= m.To, nil
+}
+
+func absent(all map[string][]byte, name string) int {
+	if _, there := all[name]; there {
+		return 0
+	}
+	return 1
 }
 
 func sums(all map[string][]byte, m manifest) error {
@@ -152,57 +183,73 @@ func sums(all map[string][]byte, m manifest) error {
 	return nil
 }
 
-// populations verifies the leaves of every stream; the flagged ones of the period, and up to where
-// the streams reach.
-func populations(log deploymentLog, m manifest, read files) (map[identity][]byte, uint64, error) {
-	flagged := map[identity][]byte{}
+// What the leaves show.
+type shown struct {
+	flagged map[identity][]byte // of the period
+	period  map[identity][]byte // all of it
+	through uint64              // up to where the streams reach
+}
+
+// populations verifies the leaves of every stream.
+func populations(log deploymentLog, m manifest, read files) (shown, error) {
+	s := shown{map[identity][]byte{}, map[identity][]byte{}, ^uint64(0)}
 	newest := map[string]string{}
 	ends := map[string]uint64{} // of streams whose last leaf is shown
 	for stream := range log.streams {
 		writer, _, _ := strings.Cut(stream, "/")
 		newest[writer] = max(newest[writer], stream)
-		leaves, p, err := proven(log, stream, read)
+		leaves, p, err := proven(log, stream, m, read)
 		if err != nil {
-			return nil, 0, err
+			return s, err
 		}
 		place := "population/" + stream
 		before := uint64(0)
 		for i, leaf := range leaves {
-			at := binary.BigEndian.Uint64(leaf[32:])
+			at := leafTime(leaf)
 			if at < before {
-				return nil, 0, wrong(place, "time goes backwards")
+				return s, wrong(place, "time goes backwards")
 			}
 			before = at
-			if at >= m.From && at < m.To && binary.BigEndian.Uint16(leaf[42:])&1 != 0 {
-				flagged[identity{stream, p.First + uint64(i)}] = leaf
+			id := identity{stream, p.First + uint64(i)}
+			if at >= m.From && at < m.To {
+				s.period[id] = leaf
+				if binary.BigEndian.Uint16(leaf[42:])&1 != 0 {
+					s.flagged[id] = leaf
+				}
+			}
+			c, logged := log.streams[stream][id.seq+1]
+			if logged && c.until != 0 && at >= c.until {
+				return s, wrong(place, "the key had been closed at size %d", id.seq+1)
 			}
 		}
-		if p.First > 0 && (len(leaves) == 0 || binary.BigEndian.Uint64(leaves[0][32:]) >= m.From) {
-			return nil, 0, wrong(place, "no neighbour before the period")
+		if p.First > 0 && (len(leaves) == 0 || leafTime(leaves[0]) >= m.From) {
+			return s, wrong(place, "no neighbour before the period")
 		}
 		if p.End < p.Size && before < m.To {
-			return nil, 0, wrong(place, "no neighbour after the period")
+			return s, wrong(place, "no neighbour after the period")
 		}
 		if n := len(leaves); n > 0 && p.End == p.Size {
 			ends[stream] = before
 		}
 	}
-	through := ^uint64(0)
 	for _, k := range log.ring.writers {
 		if k.until != 0 || !k.active {
 			continue
 		}
 		if newest[k.name] == "" {
-			through = min(through, k.from)
+			s.through = min(s.through, k.from)
 		} else if end, shown := ends[newest[k.name]]; shown {
-			through = min(through, end)
+			s.through = min(s.through, end)
 		}
 	}
-	return flagged, through, nil
+	return s, nil
 }
 
-// proven reads a stream's leaves and compares their root with its last checkpoint.
-func proven(log deploymentLog, stream string, read files) ([][]byte, population, error) {
+func leafTime(leaf []byte) uint64 { return binary.BigEndian.Uint64(leaf[32:]) }
+
+// proven reads a stream's leaves and compares their root with its checkpoints: with all of them
+// where a leaf lies in the period.
+func proven(log deploymentLog, stream string, m manifest, read files) ([][]byte, population, error) {
 	var p population
 	place := "population/" + stream
 	text, err := read(place + ".json")
@@ -216,61 +263,96 @@ func proven(log deploymentLog, stream string, read files) ([][]byte, population,
 	if err != nil || len(data)%44 != 0 {
 		return nil, p, wrong(place, "leaves: %v", err)
 	}
-	var tree peaks
-	side := func(levels []int, nodes []string) error {
-		if len(levels) != len(nodes) {
-			return wrong(place, "%d nodes, not %d", len(nodes), len(levels))
-		}
-		for i, level := range levels {
-			hash, err := hex.DecodeString(nodes[i])
-			if err != nil || len(hash) != 32 {
-				return wrong(place, "a hash cannot be read")
-			}
-			tree.push(level, tlog.Hash(hash))
-		}
-		return nil
-	}
 	if p.First > p.End || p.End > p.Size || uint64(len(data)/44) != p.End-p.First {
 		return nil, p, wrong(place, "its numbers do not fit")
 	}
-	if err := side(cover(0, p.First), p.Left); err != nil {
-		return nil, p, err
-	}
 	var leaves [][]byte
+	within := false
 	for i := 0; i < len(data); i += 44 {
-		leaves = append(leaves, data[i:i+44])
-		tree.push(0, tlog.RecordHash(data[i:i+44]))
-	}
-	if err := side(cover(p.End, p.Size), p.Right); err != nil {
-		return nil, p, err
+		leaf := data[i : i+44]
+		leaves = append(leaves, leaf)
+		within = within || leafTime(leaf) >= m.From && leafTime(leaf) < m.To
 	}
 	last := log.last(stream)
-	if p.Stream != stream || p.Size != last.size || tree.root() != last.root {
+	if p.Stream != stream || p.Size != last.size {
 		return nil, p, wrong(place, "not the leaves of the stream's last checkpoint")
+	}
+	var cuts []uint64
+	if within {
+		for size := range log.streams[stream] {
+			cuts = append(cuts, size)
+		}
+		slices.Sort(cuts)
+	}
+	tree := peaks{}
+	push := func(level int, hash tlog.Hash) error {
+		tree.push(level, hash)
+		c, logged := log.streams[stream][tree.at]
+		if logged && (within || tree.at == p.Size) && c.root != tree.root() {
+			return wrong(place, "not the leaves of the checkpoint at size %d", tree.at)
+		}
+		return nil
+	}
+	if err := pushNodes(coverCut(0, p.First, cuts), p.Left, push); err != nil {
+		return nil, p, wrong(place, "left: %v", err)
+	}
+	for _, leaf := range leaves {
+		if err := push(0, tlog.RecordHash(leaf)); err != nil {
+			return nil, p, err
+		}
+	}
+	if err := pushNodes(coverCut(p.End, p.Size, cuts), p.Right, push); err != nil {
+		return nil, p, wrong(place, "right: %v", err)
 	}
 	return leaves, p, nil
 }
 
-// openRecords compares each record with its leaf.
-func openRecords(data []byte, flagged map[identity][]byte) ([]record, error) {
+func pushNodes(levels []int, nodes []string, push func(int, tlog.Hash) error) error {
+	if len(levels) != len(nodes) {
+		return fmt.Errorf("%d nodes, not %d", len(nodes), len(levels))
+	}
+	for i, level := range levels {
+		hash, err := hex.DecodeString(nodes[i])
+		if err != nil || len(hash) != 32 {
+			return errors.New("a hash cannot be read")
+		}
+		if err := push(level, tlog.Hash(hash)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// leafOf is the leaf data of a record.
+func leafOf(line []byte, r record) []byte {
+	sum := sha256.Sum256(line)
+	leaf := binary.BigEndian.AppendUint64(sum[:], r.At)
+	leaf = binary.BigEndian.AppendUint16(leaf, r.Code)
+	return binary.BigEndian.AppendUint16(leaf, r.Flags)
+}
+
+// openRecords compares each record of a file with its leaf.
+func openRecords(name string, all map[string][]byte, wanted map[identity][]byte) ([]record, error) {
+	data, there := all[name]
+	if !there {
+		return nil, wrong(name, "the file is missing")
+	}
+	if n := len(data); n > 0 && data[n-1] != '\n' {
+		return nil, wrong(name, "a line does not end")
+	}
 	var found []record
 	seen := map[identity]bool{}
 	for i, line := range bytes.Split(bytes.TrimSuffix(data, []byte("\n")), []byte("\n")) {
 		if len(data) == 0 {
 			break
 		}
-		place := fmt.Sprint("records.jsonl line ", i+1)
+		place := fmt.Sprint(name, " line ", i+1)
 		var r record
 		if err := json.Unmarshal(line, &r); err != nil {
 			return nil, wrong(place, "%v", err)
 		}
-		sum := sha256.Sum256(line)
-		leaf := sum[:]
-		leaf = binary.BigEndian.AppendUint64(leaf, r.At)
-		leaf = binary.BigEndian.AppendUint16(leaf, r.Code)
-		leaf = binary.BigEndian.AppendUint16(leaf, r.Flags)
 		id := identity{r.Stream, r.Seq}
-		if !bytes.Equal(leaf, flagged[id]) {
+		if !bytes.Equal(leafOf(line, r), wanted[id]) {
 			return nil, wrong(place, "%s %d is not what was signed", r.Stream, r.Seq)
 		}
 		if seen[id] {
@@ -284,7 +366,7 @@ func openRecords(data []byte, flagged map[identity][]byte) ([]record, error) {
 		return a.Stream < b.Stream || a.Stream == b.Stream && a.Seq < b.Seq
 	})
 	if !ordered {
-		return nil, wrong("records.jsonl", "its order is wrong")
+		return nil, wrong(name, "its order is wrong")
 	}
 	return found, nil
 }

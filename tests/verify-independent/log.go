@@ -41,6 +41,7 @@ type deploymentLog struct {
 	ring    keyring
 	size    int
 	streams map[string]map[uint64]checkpoint // by stream and size
+	rings   map[string]bool                  // the keyrings that its entries name
 }
 
 func (l deploymentLog) last(stream string) checkpoint {
@@ -147,6 +148,7 @@ func parseKeyring(text string) (keyring, error) {
 func readLog(head []byte, entries [][]byte, root string, read files) (deploymentLog, error) {
 	var log deploymentLog
 	deployment, _, _ := strings.Cut(string(head), "\n")
+	log.rings = map[string]bool{}
 	rootKeys := []key{{vkey: strings.TrimSpace(root)}}
 	found := false
 	for i, e := range entries {
@@ -176,6 +178,7 @@ func readLog(head []byte, entries [][]byte, root string, read files) (deployment
 		if err != nil || ring.deployment != deployment || ring.edition != edition {
 			return log, wrong(name, "another keyring: %v", err)
 		}
+		log.rings[name] = true
 		if found && ring.edition < log.ring.edition {
 			return log, wrong(name, "an older keyring after a newer one")
 		}

@@ -57,3 +57,15 @@ func cover(from, to uint64) []int {
 	}
 	return levels
 }
+
+// coverCut does the same where no subtree reaches across a cut.
+func coverCut(from, to uint64, cuts []uint64) []int {
+	var levels []int
+	for _, cut := range cuts {
+		if from < cut && cut < to {
+			levels = append(levels, cover(from, cut)...)
+			from = cut
+		}
+	}
+	return append(levels, cover(from, to)...)
+}

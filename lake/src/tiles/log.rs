@@ -24,6 +24,11 @@ pub enum LogError {
     /// Its head cannot be read or signed.
     #[error("the deployment log's head: {0}")]
     Key(#[from] KeyError),
+    /// An entry does not fit into a bundle.
+    #[error(
+        "an entry of {0} bytes cannot stand in the deployment log, whose entries have at most 65,535"
+    )]
+    TooLong(usize),
     /// Others append faster than this process can follow.
     #[error("others append to the deployment log faster than this process can follow; try again")]
     Behind,
@@ -60,12 +65,13 @@ impl DeploymentLog {
     /// Appends entries behind whatever others have appended, and signs the head.
     ///
     /// # Errors
-    /// [`LogError`]; the entries may then be appended or not, and appending them again is allowed.
+    /// [`LogError::TooLong`] before anything is appended. After any other the entries may be
+    /// appended or not, and appending them again is allowed.
     pub async fn append(&mut self, new: &[String], signer: &Signer) -> Result<u64, LogError> {
         let mut full = Vec::new();
+        let bundle = bundle(new)?;
         self.catch_up(&mut full).await?;
         for _ in 0..BEHIND {
-            let bundle = bundle(new);
             if self.seals.create(&self.commit(), bundle.clone()).await? {
                 self.take(&bundle, &mut full)?;
                 self.publish(full, signer).await?;
@@ -136,14 +142,14 @@ fn parse(note: &str) -> Result<Checkpoint, KeyError> {
 }
 
 /// Entries as a commit holds them: as a bundle does, however many they are.
-fn bundle(new: &[String]) -> Vec<u8> {
+fn bundle(new: &[String]) -> Result<Vec<u8>, LogError> {
     let mut bytes = Vec::new();
     for entry in new {
-        let length = u16::try_from(entry.len()).unwrap_or(u16::MAX);
+        let length = u16::try_from(entry.len()).map_err(|_| LogError::TooLong(entry.len()))?;
         bytes.extend_from_slice(&length.to_be_bytes());
-        bytes.extend_from_slice(&entry.as_bytes()[..usize::from(length)]);
+        bytes.extend_from_slice(entry.as_bytes());
     }
-    bytes
+    Ok(bytes)
 }
 
 fn commit_entries(path: &str, bytes: &[u8]) -> Result<Vec<Vec<u8>>, TileError> {
@@ -214,12 +220,24 @@ mod tests {
         let seals = Seals::new(Arc::new(InMemory::new()));
         let mut log = DeploymentLog::open(seals.clone(), "a.example").await.unwrap();
         log.append(&["one\n".to_owned()], &signer()).await.unwrap();
-        seals.create(&log.commit(), bundle(&["two\n".to_owned()])).await.unwrap();
+        seals.create(&log.commit(), bundle(&["two\n".to_owned()]).unwrap()).await.unwrap();
         let mut next = DeploymentLog::open(seals.clone(), "a.example").await.unwrap();
         assert_eq!(all(&seals).await, ["one\n"]);
         next.mend(&signer()).await.unwrap();
         assert_eq!(all(&seals).await, ["one\n", "two\n"]);
         log.append(&["three\n".to_owned()], &signer()).await.unwrap();
         assert_eq!(all(&seals).await, ["one\n", "two\n", "three\n"]);
+    }
+
+    #[tokio::test]
+    async fn an_entry_that_is_too_long_is_refused_and_nothing_is_appended() {
+        let seals = Seals::new(Arc::new(InMemory::new()));
+        let mut log = DeploymentLog::open(seals.clone(), "a.example").await.unwrap();
+        let long = ["one\n".to_owned(), "x".repeat(65_536)];
+        let error = log.append(&long, &signer()).await.unwrap_err();
+        assert!(matches!(error, LogError::TooLong(65_536)), "{error}");
+        assert_eq!(seals.list("log").await.unwrap(), Vec::<String>::new());
+        log.append(&["one\n".to_owned(), "x".repeat(65_535)], &signer()).await.unwrap();
+        assert_eq!(all(&seals).await[1].len(), 65_535);
     }
 }

@@ -3,16 +3,27 @@
 use std::collections::HashMap;
 
 use custody_schemas::event::Bodies;
-use custody_schemas::id::{BodyId, Bytes, Hash};
+use custody_schemas::id::{BodyId, Bytes, Hash, Micros};
 
 use super::columns::Stored;
 use super::{Verdict, VerifyError};
+use crate::lawful::Lawful;
 use crate::tables::Lake;
 
-/// The commitments that records hold, and whether their bodies were seen.
+/// What a record says of a body, and whether it was seen.
+#[derive(Debug)]
+struct Promised {
+    commitment: Hash,
+    chunks: u64,
+    /// When the record was made.
+    at: Micros,
+    seen: bool,
+}
+
+/// The commitments that sealed records hold.
 #[derive(Debug, Default)]
 pub(super) struct Wanted {
-    commitments: HashMap<BodyId, (Hash, u64, bool)>,
+    commitments: HashMap<BodyId, Promised>,
 }
 
 /// The chunks of a body whose others have not been read yet.
@@ -23,10 +34,10 @@ struct Gathered {
 }
 
 impl Wanted {
-    pub(super) fn note(&mut self, bodies: &Bodies) {
+    pub(super) fn note(&mut self, bodies: &Bodies, at: Micros) {
         for body in [&bodies.request, &bodies.response, &bodies.edits].into_iter().flatten() {
-            let entry = (body.commitment, body.chunks.get(), false);
-            self.commitments.insert(body.body, entry);
+            let (commitment, chunks) = (body.commitment, body.chunks.get());
+            self.commitments.insert(body.body, Promised { commitment, chunks, at, seen: false });
         }
     }
 
@@ -34,6 +45,7 @@ impl Wanted {
     pub(super) async fn compare(
         mut self,
         lake: &Lake,
+        lawful: &Lawful,
         verdict: &mut Verdict,
     ) -> Result<(), VerifyError> {
         let snapshot = lake.bodies().snapshot().await?;
@@ -54,8 +66,12 @@ impl Wanted {
                 Err(error) => verdict.find(format!("bodies/{}", file.path), error),
             }
         }
-        verdict.bodies_missing =
-            self.commitments.values().filter(|(.., seen)| !seen).count() as u64;
+        for (body, promised) in self.commitments.iter().filter(|(_, promised)| !promised.seen) {
+            match lawful.body(*body, promised.at) {
+                Some(_) => verdict.bodies_gone += 1,
+                None => verdict.bodies_missing += 1,
+            }
+        }
         Ok(())
     }
 
@@ -70,8 +86,8 @@ impl Wanted {
         let body = stored.text("body", row).and_then(|text| text.parse::<BodyId>().ok());
         let Some(body) = body else { return };
         // A body that no stored record names: its record may come later, or never.
-        let Some((commitment, count, seen)) = self.commitments.get_mut(&body) else { return };
-        if *seen {
+        let Some(promised) = self.commitments.get_mut(&body) else { return };
+        if promised.seen {
             return;
         }
         let one = gathered.entry(body).or_default();
@@ -81,15 +97,15 @@ impl Wanted {
             _ => return verdict.find(place(), "its encoding is not known to this version"),
         };
         one.chunks.insert(stored.int("index", row).unwrap_or(0), plain);
-        if (one.chunks.len() as u64) < *count {
+        if (one.chunks.len() as u64) < promised.chunks {
             return;
         }
-        *seen = true;
+        promised.seen = true;
         verdict.bodies += 1;
         let whole: Vec<u8> =
-            (0..*count).filter_map(|i| one.chunks.get(&i)).flatten().copied().collect();
+            (0..promised.chunks).filter_map(|i| one.chunks.get(&i)).flatten().copied().collect();
         let nonce = <[u8; 32]>::try_from(one.nonce.as_slice()).unwrap_or_default();
-        if custody_schemas::body::commitment(&Bytes(nonce), &whole) != *commitment {
+        if custody_schemas::body::commitment(&Bytes(nonce), &whole) != promised.commitment {
             verdict.find(place(), format!("body {body} is not what its record commits to"));
         }
         gathered.remove(&body);

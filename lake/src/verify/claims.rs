@@ -8,12 +8,13 @@ use custody_schemas::seal::Tree;
 
 use super::Verdict;
 use super::streams::{Claim, Proven, Streams};
+use crate::lawful::{Gone, Lawful};
 
 /// Judges what the tables have shown of every stream.
 pub(super) fn conclude(streams: &Streams, verdict: &mut Verdict) {
     for (stream, proven) in &streams.proven {
         if proven.readable {
-            gaps(stream, proven, verdict);
+            gaps(stream, proven, &streams.lawful, verdict);
         }
         let claims = streams.claims.get(stream).map_or(&[][..], Vec::as_slice);
         let attested = claims.iter().map(|claim| attest(stream, proven, claim, verdict)).max();
@@ -38,17 +39,21 @@ pub(super) fn conclude(streams: &Streams, verdict: &mut Verdict) {
     }
 }
 
-fn gaps(stream: &StreamId, proven: &Proven, verdict: &mut Verdict) {
+/// Leaves without a record: expired, erased, or missing.
+fn gaps(stream: &StreamId, proven: &Proven, lawful: &Lawful, verdict: &mut Verdict) {
     let mut since = None;
-    for (seq, seen) in proven.seen.iter().copied().chain([true]).enumerate() {
-        match (since, seen) {
-            (None, false) => since = Some(seq),
-            (Some(first), true) => {
-                verdict.miss(stream.as_str(), first as u64, seq as u64);
-                since = None;
-            }
-            _ => {}
+    for (seq, (leaf, seen)) in (0..).zip(proven.leaves.iter().zip(&proven.seen)) {
+        let gone = if *seen { None } else { lawful.event(stream, seq, leaf.at()) };
+        verdict.expired += u64::from(gone == Some(Gone::Expired));
+        verdict.erased += u64::from(gone == Some(Gone::Erased));
+        if !seen && gone.is_none() {
+            since.get_or_insert(seq);
+        } else if let Some(first) = since.take() {
+            verdict.miss(stream.as_str(), first, seq);
         }
+    }
+    if let Some(first) = since {
+        verdict.miss(stream.as_str(), first, proven.leaves.len() as u64);
     }
 }
 

@@ -84,6 +84,10 @@ pub struct Verdict {
     pub missing: u64,
     /// Where they are missing: stream, first and the index after the last; the first thousand.
     pub gaps: Vec<(String, u64, u64)>,
+    /// Sealed leaves whose records retention has let go.
+    pub expired: u64,
+    /// Sealed leaves whose records were erased.
+    pub erased: u64,
     /// Second records under one identity.
     pub conflicts: u64,
     /// Entries that nobody could read.
@@ -92,6 +96,8 @@ pub struct Verdict {
     pub bodies: u64,
     /// Bodies that records name and that are not there.
     pub bodies_missing: u64,
+    /// Those that have expired or were erased.
+    pub bodies_gone: u64,
     /// Time of the first and the last sealed leaf.
     pub period: Option<(Micros, Micros)>,
     /// What is wrong, at most so many as are kept.
@@ -110,7 +116,7 @@ impl Verdict {
     /// Whether everything signed is there.
     #[must_use]
     pub const fn is_complete(&self) -> bool {
-        self.missing == 0
+        self.missing == 0 && self.bodies_missing == 0
     }
 
     fn miss(&mut self, stream: &str, first: u64, end: u64) {
@@ -180,7 +186,7 @@ pub async fn lake(
     tables::read(&lake, &mut streams, wanted.as_mut(), &mut verdict, progress).await?;
     claims::conclude(&streams, &mut verdict);
     if let Some(wanted) = wanted {
-        wanted.compare(&lake, &mut verdict).await?;
+        wanted.compare(&lake, &streams.lawful, &mut verdict).await?;
     }
     Ok(verdict)
 }

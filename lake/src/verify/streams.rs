@@ -9,6 +9,7 @@ use futures::StreamExt;
 
 use super::log::{Logged, Signed};
 use super::{Verdict, VerifyError, unsigned};
+use crate::lawful::Lawful;
 use crate::tiles::{Seals, stream_folder};
 
 /// How many files are fetched at the same time.
@@ -41,6 +42,8 @@ pub(super) struct Streams {
     pub(super) proven: BTreeMap<StreamId, Proven>,
     /// By the stream that is spoken of.
     pub(super) claims: BTreeMap<StreamId, Vec<Claim>>,
+    /// What sealed records say has left.
+    pub(super) lawful: Lawful,
 }
 
 /// Reads the leaves of all streams in the log.

@@ -109,7 +109,7 @@ impl File<'_> {
             if other.is_some() && !conflict {
                 self.find(row, format!("{stream} {seq} stands twice"));
             }
-            return self.note(event.as_deref(), &stream);
+            return self.claims(event.as_deref(), &stream);
         };
         if *signed != leaf {
             if !conflict {
@@ -129,11 +129,18 @@ impl File<'_> {
         self.note(event.as_deref(), &stream);
     }
 
-    /// What a sound record says of others.
+    /// What a sealed record says of others.
     fn note(&mut self, event: Option<&Event>, stream: &StreamId) {
         let Some(event) = event else { return };
+        self.streams.lawful.note(event);
+        self.claims(Some(event), stream);
+    }
+
+    /// What a sound record says of bodies, and of the run before its own.
+    fn claims(&mut self, event: Option<&Event>, stream: &StreamId) {
+        let Some(event) = event else { return };
         if let Some(wanted) = &mut self.wanted {
-            wanted.note(&event.bodies);
+            wanted.note(&event.bodies, event.at);
         }
         if event.kind == Kind::StreamOpened
             && let Some((previous, claim)) = claim(event, stream)

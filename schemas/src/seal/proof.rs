@@ -3,7 +3,11 @@
 //!
 //! A [`Range`] proves a run of entries at once: the perfect subtrees to its left and to its right.
 //! A range of one entry is an inclusion proof; an empty range at size m says that the tree of
-//! size m, whose frontier the left side is, was the beginning of this one.
+//! size m, whose frontier the left side is, was the beginning of this one. Where the sides are cut
+//! at earlier sizes of the tree, the same nodes give the root that it had at each of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound::Excluded;
 
 use super::tree::{Tree, join};
 use crate::id::{Bytes, Hash};
@@ -17,9 +21,9 @@ pub struct Range {
     pub first: u64,
     /// Index after the last entry.
     pub end: u64,
-    /// Roots of the perfect subtrees that cover `[0, first)`, from the left.
+    /// Roots of the perfect subtrees that cover `[0, first)`, from the left, see [`cover_cut`].
     pub left: Vec<Hash>,
-    /// Roots of the perfect subtrees that cover `[end, size)`, from the left.
+    /// Roots of the perfect subtrees that cover `[end, size)`, likewise.
     pub right: Vec<Hash>,
 }
 
@@ -38,6 +42,18 @@ pub fn cover(from: u64, to: u64) -> Vec<(u32, u64)> {
     found
 }
 
+/// The same, where no subtree reaches across one of `cuts`.
+#[must_use]
+pub fn cover_cut(from: u64, to: u64, cuts: &BTreeSet<u64>) -> Vec<(u32, u64)> {
+    if from >= to {
+        return Vec::new();
+    }
+    let mut borders = vec![from];
+    borders.extend(cuts.range((Excluded(from), Excluded(to))));
+    borders.push(to);
+    borders.windows(2).flat_map(|pair| cover(pair[0], pair[1])).collect()
+}
+
 /// A tree's nodes do not fit the entries that they are said to stand beside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the proof does not have the nodes that its numbers ask for")]
@@ -49,7 +65,22 @@ impl Range {
     /// # Errors
     /// When the number of leaves or nodes is wrong.
     pub fn root(&self, leaves: impl IntoIterator<Item = [u8; 32]>) -> Result<Hash, ProofError> {
-        let (left, right) = (cover(0, self.first), cover(self.end, self.size));
+        let mut roots = self.roots(leaves, &BTreeSet::new())?;
+        roots.remove(&self.size).ok_or(ProofError)
+    }
+
+    /// The root that the tree had at each of the sizes `cuts`, and has at its own, where the sides
+    /// are cut there.
+    ///
+    /// # Errors
+    /// When the number of leaves or nodes is wrong.
+    pub fn roots(
+        &self,
+        leaves: impl IntoIterator<Item = [u8; 32]>,
+        cuts: &BTreeSet<u64>,
+    ) -> Result<BTreeMap<u64, Hash>, ProofError> {
+        let left = cover_cut(0, self.first, cuts);
+        let right = cover_cut(self.end, self.size, cuts);
         if self.first > self.end
             || self.end > self.size
             || left.len() != self.left.len()
@@ -57,18 +88,30 @@ impl Range {
         {
             return Err(ProofError);
         }
-        let mut stack = Stack::default();
-        left.iter().zip(&self.left).for_each(|((level, _), node)| stack.push(*level, node.0));
+        let (mut stack, mut roots) = (Stack::default(), BTreeMap::new());
+        let mut push = |level, node| {
+            stack.push(level, node);
+            if stack.at == self.size || cuts.contains(&stack.at) {
+                roots.insert(stack.at, stack.root());
+            }
+        };
+        left.iter().zip(&self.left).for_each(|((level, _), node)| push(*level, node.0));
         let mut count = self.first;
         for leaf in leaves {
-            stack.push(0, leaf);
             count += 1;
+            if count > self.end {
+                return Err(ProofError);
+            }
+            push(0, leaf);
         }
         if count != self.end {
             return Err(ProofError);
         }
-        right.iter().zip(&self.right).for_each(|((level, _), node)| stack.push(*level, node.0));
-        Ok(stack.root())
+        right.iter().zip(&self.right).for_each(|((level, _), node)| push(*level, node.0));
+        if self.size == 0 {
+            roots.insert(0, Tree::new().root());
+        }
+        Ok(roots)
     }
 
     /// The root of the tree of the first `first` entries, which the left side is the frontier of.
@@ -100,8 +143,8 @@ impl Stack {
         self.nodes.push((level, start, node));
     }
 
-    fn root(self) -> Hash {
-        let nodes = self.nodes.into_iter().rev().map(|(.., node)| node);
+    fn root(&self) -> Hash {
+        let nodes = self.nodes.iter().rev().map(|(.., node)| *node);
         let root = nodes.reduce(|right, left| join(left, right));
         root.map_or_else(|| Tree::new().root(), Bytes)
     }
@@ -148,6 +191,31 @@ mod tests {
                         assert_eq!(range.root(shown), Err(ProofError));
                     }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn cut_at_earlier_sizes_a_range_gives_the_root_that_the_tree_had_at_each() {
+        let all = leaves(70);
+        for (first, end, size) in [(0, 70, 70), (20, 41, 70), (64, 65, 67), (33, 33, 33), (0, 0, 9)]
+        {
+            for cuts in [&[1, 7, 20, 40, 66][..], &[3, 32, 33, 64, 65], &[]] {
+                let cuts: BTreeSet<u64> = cuts.iter().copied().collect();
+                let of = |from, to| {
+                    cover_cut(from, to, &cuts).into_iter().map(|n| node(&all, n)).collect()
+                };
+                let range = Range { size, first, end, left: of(0, first), right: of(end, size) };
+                let at = |i: u64| usize::try_from(i).unwrap();
+                let roots = range.roots(all[at(first)..at(end)].to_vec(), &cuts).unwrap();
+                let expected: BTreeMap<_, _> = cuts
+                    .iter()
+                    .copied()
+                    .filter(|cut| *cut < size)
+                    .chain([size])
+                    .map(|cut| (cut, root(&all[..at(cut)])))
+                    .collect();
+                assert_eq!(roots, expected, "{first}..{end}/{size} cut at {cuts:?}");
             }
         }
     }
