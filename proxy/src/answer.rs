@@ -112,6 +112,11 @@ async fn whole(
     let examined = examine_on(exchange.served, Some(asked), bytes.clone()).await;
     call.absorb(examined.found);
     let mut message = Message::from(bytes.clone());
+    let newer = exchange.visit.view.as_ref().is_some_and(|view| view.modern);
+    if newer && OTHER_REVISION.contains(&status) && !concerns(asked, &bytes) {
+        let (failure, status) = (Failure::OtherRevision, Status::HttpError);
+        return fail(asked, call, failure, status, http_status, Some(bytes)).await;
+    }
     let ending = match examined.answer {
         Some(answer) => {
             match Reviser::of(exchange).answer(call.id(), call.facts(), &bytes).await {
@@ -143,6 +148,20 @@ async fn whole(
         }
         Err(_) => asked.failure(Failure::AuditOutcomeUnrecorded, Some(id)),
     }
+}
+
+/// How servers refuse a request that does not belong to a session.
+const OTHER_REVISION: [StatusCode; 2] = [StatusCode::BAD_REQUEST, StatusCode::UNPROCESSABLE_ENTITY];
+
+/// Whether a refusal is about the request itself, or one that servers of a revision without sessions
+/// give; any other of these says that the server does not speak it.
+fn concerns(asked: &Asked, refusal: &[u8]) -> bool {
+    let read = Envelope::read(refusal, Look::Policy);
+    read.is_ok_and(|refusal| {
+        let code = refusal.code.and_then(|code| code.parse().ok());
+        let is_modern = code.is_some_and(|code: i64| (-32099..=-32020).contains(&code));
+        is_modern || refusal.id.is_some_and(|id| same_id(id, &asked.id))
+    })
 }
 
 /// Ends a call with an error of our own. Boxed, for it is rare and large.

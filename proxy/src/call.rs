@@ -363,14 +363,29 @@ impl Exchange<'_> {
             Heard::Forgotten(_) => {
                 let renewal = self.errand(session).run(leg, opened);
                 let Ok(Ok(opened)) = tokio::spawn(renewal).await else {
-                    self.visit.proxy.sessions.end(session);
-                    return Err(NoAnswer::SessionLost);
+                    return Err(self.lose(session));
                 };
                 let response = self.send(again, Some(&opened), method, bytes).await?;
                 return Ok(Answer { response, renewed: true });
             }
         };
         Ok(Answer { response, renewed: false })
+    }
+
+    /// Gives up the server's session: with it the client's, unless other servers have part in that.
+    fn lose(&self, session: &Session) -> NoAnswer {
+        let (sessions, server) = (&self.visit.proxy.sessions, &self.served.server.name);
+        match session.membership.get() {
+            None => {
+                sessions.end(session);
+                NoAnswer::SessionLost
+            }
+            Some(membership) => {
+                membership.leave(server);
+                sessions.part(session, server);
+                NoAnswer::Unreachable
+            }
+        }
     }
 
     /// Whether the client asks for the rest of a stream.

@@ -8,6 +8,8 @@ use bytes::Bytes;
 use custody_schemas::id::CallId;
 use http::StatusCode;
 
+use crate::federation::SPOKEN;
+
 /// Why the proxy answers instead of the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Failure {
@@ -63,6 +65,14 @@ pub enum Failure {
     NotOffered,
     /// A cursor that this caller was not given for this list.
     ForeignCursor,
+    /// No server at the common address knows the method.
+    UnknownMethod,
+    /// A revision that is not spoken at the common address.
+    UnsupportedRevision,
+    /// The server that is named does not speak the revision of the request.
+    OtherRevision,
+    /// No stream at the common address has such an event.
+    UnknownEvent,
     /// The configuration does not let this tool be used.
     ToolDenied,
     /// The tool's definition has changed and is not approved.
@@ -95,14 +105,18 @@ impl Failure {
         let (_, code, reason) = self.numbers();
         let message = self.message();
         let id = id.unwrap_or("null");
-        let call = call.map(|call| format!(",\"call\":\"{call}\"")).unwrap_or_default();
+        let mut more = call.map(|call| format!(",\"call\":\"{call}\"")).unwrap_or_default();
+        if self == Self::UnsupportedRevision {
+            let requested = json_text(note.unwrap_or_default());
+            more.push_str(&format!(",\"supported\":{SPOKEN:?},\"requested\":{requested}"));
+        }
         let message = match note {
             Some(note) => json_text(&format!("{message}: {note}")),
             None => json_text(message),
         };
         Bytes::from(format!(
             "{{\"jsonrpc\":\"2.0\",\"id\":{id},\"error\":{{\"code\":{code},\"message\":{message},\
-             \"data\":{{\"reason\":\"{reason}\"{call}}}}}}}"
+             \"data\":{{\"reason\":\"{reason}\"{more}}}}}}}"
         ))
     }
 
@@ -138,6 +152,10 @@ impl Failure {
             Self::NotAsked => (S::BAD_REQUEST, 47020, "not_asked"),
             Self::NotOffered => (S::OK, -32602, "not_offered"),
             Self::ForeignCursor => (S::OK, -32602, "foreign_cursor"),
+            Self::UnknownMethod => (S::OK, -32601, "unknown_method"),
+            Self::UnsupportedRevision => (S::BAD_REQUEST, -32022, "unsupported_revision"),
+            Self::OtherRevision => (S::BAD_REQUEST, 47021, "other_revision"),
+            Self::UnknownEvent => (S::BAD_REQUEST, 47022, "unknown_event"),
             Self::ToolDenied => (S::OK, 47030, "tool_denied"),
             Self::ToolChanged => (S::OK, 47031, "tool_changed"),
         }
@@ -181,8 +199,7 @@ impl Failure {
             }
             Self::UpstreamBroken => "the server broke off; the call may have taken effect",
             Self::UpstreamInvalid => {
-                "the server answered something that is not MCP; the call may have taken \
-                 effect"
+                "the server answered something that is not MCP; the call may have taken effect"
             }
             Self::UpstreamRefused => {
                 "the server refused the credentials that this proxy is configured with"
@@ -191,14 +208,19 @@ impl Failure {
                 "no server at this address offers what is named; list again; not forwarded"
             }
             Self::ForeignCursor => "no such cursor; begin the list anew; not forwarded",
+            Self::UnknownMethod => "no server at this address knows the method; not forwarded",
+            Self::UnsupportedRevision => "this revision is not spoken here; not forwarded",
+            Self::OtherRevision => {
+                "the server refused this revision of the protocol; use an earlier one with it"
+            }
+            Self::UnknownEvent => "no such event here; open the stream without Last-Event-ID",
             Self::ToolDenied => "this tool may not be used here; not forwarded",
             Self::ToolChanged => {
                 "the definition of this tool has changed and is not approved yet \
                  (custody tools approve); not forwarded"
             }
             Self::AnswerTooLarge => {
-                "the answer is longer than max_message_bytes; the call may have taken \
-                 effect"
+                "the answer is longer than max_message_bytes; the call may have taken effect"
             }
             Self::SessionLost => {
                 "the server has forgotten the session and opened no other; the message was not \

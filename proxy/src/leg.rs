@@ -7,6 +7,8 @@
 //! like anybody's call. What a server knew beside the session (subscriptions, a level of logging)
 //! is not told again.
 //!
+//! A server that was not there when a session for all servers was opened joins it in the same way.
+//!
 //! A session of ours that is forgotten or pushed out is ended at its servers, too.
 
 use std::sync::Arc;
@@ -85,6 +87,22 @@ fn is_about_the_session(bytes: &[u8]) -> bool {
     error.is_some_and(|error| error.contains("session"))
 }
 
+/// A server's answer to a request of the proxy's own.
+struct Answered {
+    /// The id of the session that it opens.
+    session: Option<HeaderValue>,
+    bytes: Bytes,
+}
+
+impl Outgoing {
+    fn within(&mut self, session: Option<&HeaderValue>, protocol: &HeaderValue) {
+        if let Some(session) = session {
+            self.headers.insert(SESSION_HEADER, session.clone());
+        }
+        self.headers.insert(PROTOCOL_HEADER, protocol.clone());
+    }
+}
+
 /// Opens the session at a server anew. Holds everything that it needs, so that it comes to its end
 /// when the client does not wait for it.
 #[derive(Clone)]
@@ -119,18 +137,50 @@ impl Errand {
     }
 
     async fn open(&self, stale: &Opened) -> Result<(), Gone> {
-        let (id, protocol) = self.initialize(&stale.initialize).await?;
+        let answer = self.ask(&stale.initialize, None).await?;
+        let protocol = agreed(&answer.bytes).ok_or(Gone)?;
+        let id = answer.session.ok_or(Gone)?;
         if self.protocol.as_ref().is_some_and(|spoken| *spoken != protocol) {
             return Err(Gone); // the client would go on in a revision that is not agreed on
         }
-        self.say_initialized(&id, &protocol).await?;
-        let opened = Opened::new(id, Some(&stale.initialize));
+        self.say_initialized(Some(&id), &protocol).await?;
+        self.bind(id, &stale.initialize)
+    }
+
+    fn bind(&self, id: HeaderValue, initialize: &Bytes) -> Result<(), Gone> {
+        let opened = Opened::new(id, Some(initialize));
         let bound = self.proxy.sessions.bind(&self.session, &self.served.server.name, opened);
         bound.map_err(|_| Gone)
     }
 
-    /// Sends the client's `initialize` again; the id of the new session and the agreed revision.
-    async fn initialize(&self, bytes: &Bytes) -> Result<(HeaderValue, HeaderValue), Gone> {
+    /// Opens a session at a server that comes later than others, and tells it the client's `level` of
+    /// logging if it can log; the server's answer to `initialize`.
+    pub(crate) async fn join(
+        &self,
+        initialize: &Bytes,
+        level: impl FnOnce(&Bytes) -> Option<Bytes>,
+    ) -> Result<Bytes, Gone> {
+        let answer = self.ask(initialize, None).await?;
+        let protocol = agreed(&answer.bytes).ok_or(Gone)?;
+        self.say_initialized(answer.session.as_ref(), &protocol).await?;
+        if let Some(level) = level(&answer.bytes)
+            && self.ask(&level, Some((answer.session.as_ref(), &protocol))).await.is_err()
+        {
+            tracing::debug!("a server that joined did not take the level of logging");
+        }
+        if let Some(id) = answer.session {
+            self.bind(id, initialize)?;
+        }
+        Ok(answer.bytes)
+    }
+
+    /// Sends a request that the client has sent before, in the session that `within` names with its
+    /// revision; an answer that is no error.
+    async fn ask(
+        &self,
+        bytes: &Bytes,
+        within: Option<(Option<&HeaderValue>, &HeaderValue)>,
+    ) -> Result<Answered, Gone> {
         let envelope = Envelope::read(bytes, Look::Policy).map_err(|_| Gone)?;
         let asked = Asked {
             id: envelope.id.unwrap_or("null").to_owned(),
@@ -140,10 +190,13 @@ impl Errand {
         };
         let recorder = &self.proxy.recorder;
         let permit = recorder.policy().decide(&self.session.caller);
-        let mut facts = self.facts("initialize");
+        let mut facts = self.facts(envelope.method());
         Arc::make_mut(&mut facts.what).rpc_id = Some(asked.id.clone());
         let message = self.served.upstream.fit(bytes.clone());
-        let outgoing = self.outgoing(Method::POST, message.bytes.clone());
+        let mut outgoing = self.outgoing(Method::POST, message.bytes.clone());
+        if let Some((session, protocol)) = within {
+            outgoing.within(session, protocol);
+        }
         let opening = recorder.open(permit, new_call(), facts, message).await;
         let (call, cleared) = opening.map_err(|_| Gone)?;
         let answer = match self.served.upstream.send(cleared, outgoing).await {
@@ -152,10 +205,10 @@ impl Errand {
         };
         let (head, mut body) = answer.into_parts();
         let http = Some(head.status.as_u16());
-        let id = head.headers.get(SESSION_HEADER).cloned();
-        let Some(id) = id.filter(|_| head.status.is_success()) else {
+        let session = head.headers.get(SESSION_HEADER).cloned();
+        if !head.status.is_success() {
             return end(call, Status::HttpError, http).await;
-        };
+        }
         let read = timeout(self.proxy.limits.response, async {
             match media_type(&head.headers) {
                 "text/event-stream" => self.answer_in_stream(&mut body, &asked).await,
@@ -170,10 +223,10 @@ impl Errand {
         let Some(outcome) = examined.answer else {
             return end(call, Status::HttpError, http).await;
         };
-        let protocol = agreed(&bytes).filter(|_| outcome.status == Status::Ok);
-        let ending = Ending { http_status: http, response: Some(bytes), ..outcome };
+        let is_ok = outcome.status == Status::Ok;
+        let ending = Ending { http_status: http, response: Some(bytes.clone()), ..outcome };
         call.end(ending).await.map_err(|_| Gone)?;
-        Ok((id, protocol.ok_or(Gone)?))
+        if is_ok { Ok(Answered { session, bytes }) } else { Err(Gone) }
     }
 
     /// The answer in an event stream. What comes before it is recorded and goes no further.
@@ -202,13 +255,16 @@ impl Errand {
         }
     }
 
-    async fn say_initialized(&self, id: &HeaderValue, protocol: &HeaderValue) -> Result<(), Gone> {
+    async fn say_initialized(
+        &self,
+        session: Option<&HeaderValue>,
+        protocol: &HeaderValue,
+    ) -> Result<(), Gone> {
         let bytes = Bytes::from_static(INITIALIZED);
         let facts = self.facts("notifications/initialized");
         let cleared = self.relay(Way::Up, None, facts, Some(bytes.clone())).await?;
         let mut outgoing = self.outgoing(Method::POST, bytes);
-        outgoing.headers.insert(SESSION_HEADER, id.clone());
-        outgoing.headers.insert(PROTOCOL_HEADER, protocol.clone());
+        outgoing.within(session, protocol);
         let answer = self.served.upstream.send(cleared, outgoing).await.map_err(|_| Gone)?;
         if answer.status().is_success() { Ok(()) } else { Err(Gone) }
     }

@@ -145,7 +145,7 @@ pub async fn run(
     if !mistakes.is_empty() {
         return Err(RunError::Config(mistakes));
     }
-    let names = config.servers.iter().map(|server| server.name.clone()).collect();
+    let federation = Federation::new(&config.servers, config.control.clone());
     let mut servers = HashMap::with_capacity(config.servers.len());
     let (desk, heard) = Desk::new();
     for server in config.servers {
@@ -167,8 +167,8 @@ pub async fn run(
         loose: Loose::default(),
         links: Links::default(),
         servers,
-        tools: Registry::new(config.control.clone()),
-        federation: Federation::new(names, config.control),
+        tools: Registry::new(config.control),
+        federation,
         recorder,
         refusals: Refusals::default(),
         watched,

@@ -26,8 +26,8 @@ const MAX_PARKED: usize = 64;
 /// How many calls of one server may wait.
 const MAX_PARKED_OF_SERVER: usize = 16;
 
-/// The session, and the request's id.
-type Key = (Hash, String);
+/// The session, the server and the request's id.
+type Key = (Hash, Option<String>, String);
 
 /// Calls that wait for their answer.
 #[derive(Default)]
@@ -49,7 +49,8 @@ impl Parked {
         let refused = match session {
             None => Some(call),
             Some(session) => {
-                let key = (session, plain_id(&asked.id).into_owned());
+                let server = call.facts().what.server.clone();
+                let key = (session, server, plain_id(&asked.id).into_owned());
                 self.put(key, asked, call, patience)
             }
         };
@@ -103,13 +104,18 @@ impl Parked {
         calls.remove(key).map(|(_, call)| call)
     }
 
-    /// The call that an answer with this id in this session belongs to.
-    pub(crate) fn take(&self, session: Option<Hash>, id: &str) -> Option<(Asked, Call)> {
+    /// The call that an answer of this server with this id in this session belongs to.
+    pub(crate) fn take(
+        &self,
+        session: Option<Hash>,
+        server: Option<&str>,
+        id: &str,
+    ) -> Option<(Asked, Call)> {
         let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
         if calls.is_empty() {
             return None;
         }
-        calls.remove(&(session?, plain_id(id).into_owned()))
+        calls.remove(&(session?, server.map(str::to_owned), plain_id(id).into_owned()))
     }
 }
 

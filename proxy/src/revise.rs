@@ -15,6 +15,7 @@ use crate::errors::Failure;
 use crate::federation::{Changes, Down, Unclear, View};
 use crate::record::Facts;
 use crate::splice::Message;
+use crate::sse::Frame;
 use crate::tools::{self, Unshown};
 use crate::{Proxy, Served};
 
@@ -86,9 +87,14 @@ impl Reviser {
         self.view.as_ref().map_or_else(|| raw.to_owned(), |view| view.token(raw))
     }
 
-    /// Whether the client may take up a broken stream by what its events are called.
-    pub(crate) fn resumes(&self) -> bool {
-        self.view.is_none()
+    /// An event of a stream as the client is to have it, with this message if it has one.
+    pub(crate) fn event(&self, frame: &Frame, message: Option<&Message>) -> Bytes {
+        let data = message.map(|message| &message.bytes[..]);
+        match &self.view {
+            Some(view) => frame.carrying(data, |id| Some(view.event(id))),
+            None if message.is_none_or(|message| message.edits.is_empty()) => frame.passing(),
+            None => frame.carrying(data, |id| Some(id.to_vec())),
+        }
     }
 }
 

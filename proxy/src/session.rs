@@ -19,14 +19,14 @@ use custody_schemas::id::{Bytes as Digits, Hash};
 use http::HeaderValue;
 use sha2::{Digest, Sha256};
 
-use crate::federation::Member;
+use crate::federation::Membership;
 use crate::identity::{Caller, PrincipalId};
 use crate::traffic::Traffic;
 
 /// How many forgotten sessions wait for their servers to be told.
 const MAX_LEAVING: usize = 1024;
 /// The longest `initialize` that is kept to open a server's session anew.
-const MAX_INITIALIZE: usize = 16 << 10;
+pub(crate) const MAX_INITIALIZE: usize = 16 << 10;
 
 /// The session belongs to somebody else or is not known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +45,7 @@ pub(crate) struct Session {
     pub(crate) claimed: Option<ClientClaimed>,
     legs: Mutex<Vec<Arc<Leg>>>,
     /// The servers that take part in it, where it is for all of them.
-    pub(crate) members: OnceLock<Vec<Member>>,
+    pub(crate) membership: OnceLock<Membership>,
     /// What is open in it.
     pub(crate) traffic: Traffic,
     /// When it was last used, in nanoseconds of the table's clock.
@@ -180,7 +180,7 @@ impl Sessions {
             caller: caller.clone(),
             claimed,
             legs: Mutex::default(),
-            members: OnceLock::new(),
+            membership: OnceLock::new(),
             traffic: Traffic::default(),
             used_at: AtomicU64::new(self.clock()),
         });
@@ -226,6 +226,15 @@ impl Sessions {
             })),
         }
         Ok(())
+    }
+
+    /// Forgets the session at one server behind one of ours.
+    pub(crate) fn part(&self, session: &Session, server: &str) {
+        let mut table = held(&self.table);
+        if let Some(leg) = session.leg(server) {
+            table.disown(session, server, &leg.now().id);
+        }
+        held(&session.legs).retain(|leg| leg.server != server);
     }
 
     /// Forgets a session that has ended.

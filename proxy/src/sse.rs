@@ -50,31 +50,56 @@ impl Frame {
         kept.into_iter().flat_map(|(from, to)| self.raw[from..to].to_vec()).collect()
     }
 
-    /// The event with other data: its fields but the data as they came, then the data. Unless it
-    /// `resumes` nothing by which a stream is taken up again.
-    pub(crate) fn carrying(&self, data: &[u8], resumes: bool) -> Bytes {
+    /// The event with other data, or none: its fields but the data as they came, its id as `named`
+    /// says, then the data. Nothing of a frame that has no fields.
+    pub(crate) fn carrying(
+        &self,
+        data: Option<&[u8]>,
+        named: impl Fn(&[u8]) -> Option<Vec<u8>>,
+    ) -> Bytes {
         let raw = self.raw.strip_prefix(BOM).unwrap_or(&self.raw);
-        let mut bytes = Vec::with_capacity(data.len() + 64);
+        let mut bytes = Vec::with_capacity(data.map_or(0, <[u8]>::len) + 64);
         for line in raw.split(|b| matches!(b, b'\n' | b'\r')) {
-            let goes =
-                if resumes { !line.starts_with(b"data") } else { line.starts_with(b"event") };
-            if is_field(line) && goes {
+            if let Some(id) = id_of(line) {
+                let id = named(id).map(|id| [b"id: ", &id[..], b"\n"].concat());
+                bytes.extend(id.unwrap_or_default());
+            } else if is_field(line) && !line.starts_with(b"data") {
                 bytes.extend_from_slice(line);
                 bytes.push(b'\n');
             }
         }
-        for line in data.split(|&b| b == b'\n') {
-            bytes.extend_from_slice(b"data: ");
-            bytes.extend_from_slice(line);
+        if let Some(data) = data.or(self.data.as_deref()) {
+            for line in data.split(|&b| b == b'\n') {
+                bytes.extend_from_slice(b"data: ");
+                bytes.extend_from_slice(line);
+                bytes.push(b'\n');
+            }
+        }
+        if !bytes.is_empty() {
             bytes.push(b'\n');
         }
-        bytes.push(b'\n');
         bytes.into()
+    }
+
+    /// The event's id.
+    pub(crate) fn id(&self) -> Option<&[u8]> {
+        let raw = self.raw.strip_prefix(BOM).unwrap_or(&self.raw);
+        raw.split(|b| matches!(b, b'\n' | b'\r')).filter_map(id_of).next_back()
     }
 }
 
 /// What the first line of a stream may begin with.
 const BOM: &[u8] = b"\xef\xbb\xbf";
+
+/// What a line says that the event's id is.
+fn id_of(line: &[u8]) -> Option<&[u8]> {
+    let id = line.strip_prefix(b"id")?;
+    match id {
+        [] => Some(id),
+        [b':', b' ', id @ ..] | [b':', id @ ..] => Some(id),
+        _ => None,
+    }
+}
 
 /// Whether a line is a field that an event has.
 fn is_field(line: &[u8]) -> bool {

@@ -35,7 +35,7 @@ use crate::{Proxy, Served};
 /// How many messages are recorded together.
 const MAX_AT_ONCE: usize = 32;
 /// What keeps a silent stream open.
-const KEEP_ALIVE: &[u8] = b": keep-alive\n\n";
+pub(crate) const KEEP_ALIVE: &[u8] = b": keep-alive\n\n";
 
 /// The stream that answers a call.
 pub(crate) fn of_call(exchange: &Exchange<'_>, asked: &Asked, call: Call, body: Body) -> Payload {
@@ -189,14 +189,12 @@ impl Streaming {
         let mut due = Due::default();
         let mut out = Vec::with_capacity(frames.len());
         for frame in &frames {
-            let resumes = self.reviser.resumes();
             let Some(data) = frame.data.as_ref().filter(|data| !data.is_empty()) else {
-                out.extend(resumes.then(|| frame.passing()));
+                out.push(self.reviser.event(frame, None));
                 continue;
             };
             match self.take(data, &mut due).await {
-                Ok(message) if resumes && message.edits.is_empty() => out.push(frame.passing()),
-                Ok(message) => out.push(frame.carrying(&message.bytes, resumes)),
+                Ok(message) => out.push(self.reviser.event(frame, Some(&message))),
                 Err(Failure::AnswerTooLarge) => {
                     return self.fail(Failure::AnswerTooLarge, Status::TooLarge).await;
                 }
@@ -280,7 +278,8 @@ impl Streaming {
         if self.asked.is_some() || examined.method.is_some() {
             return None;
         }
-        self.proxy.parked.take(self.facts.what.session, examined.id.as_deref()?)
+        let what = &self.facts.what;
+        self.proxy.parked.take(what.session, what.server.as_deref(), examined.id.as_deref()?)
     }
 
     /// Whether a message answers a call that is open, but not in this stream. A client would take

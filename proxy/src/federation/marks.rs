@@ -4,6 +4,8 @@
 //! to clients with the server's name in them, and to the server as it wrote them. Nothing has to be
 //! remembered for that.
 
+use http::HeaderValue;
+
 use crate::scan::{Scanner, Token};
 
 /// The scheme of a marked URI.
@@ -42,6 +44,20 @@ pub(crate) fn task(server: &str, id: &str) -> String {
 pub(crate) fn unmark_task(marked: &str) -> Option<(String, String)> {
     let (server, id) = marked.split_once(BETWEEN)?;
     Some((server.to_owned(), id.to_owned()))
+}
+
+/// The id of an event in a stream. None stays none.
+pub(crate) fn event(server: &str, id: &[u8]) -> Vec<u8> {
+    if id.is_empty() {
+        return Vec::new();
+    }
+    [server.as_bytes(), b"/", id].concat()
+}
+
+/// Whose event it is, and what its server calls it.
+pub(crate) fn unmark_event(marked: &str) -> Option<(String, HeaderValue)> {
+    let (server, id) = unmark_task(marked)?;
+    Some((server, HeaderValue::from_str(&id).ok()?))
 }
 
 /// An id or a progress token of a server, as a raw token.

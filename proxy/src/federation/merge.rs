@@ -2,9 +2,11 @@
 //! and what servers say of themselves.
 
 use bytes::Bytes;
+use http::HeaderValue;
 use serde_json::{Map, Value, json};
 
 use super::cursor::MAX_CURSOR;
+use super::membership::Member;
 use crate::splice::Step::{Each, Key};
 use crate::splice::{find, text_of, token};
 
@@ -12,6 +14,8 @@ use crate::splice::{find, text_of, token};
 const NAME: &str = "custody";
 /// Under which key a list says whose items are missing.
 const ABSENT: &str = "io.custody/absent";
+/// What can change while a client listens.
+pub(super) const LISTS: [&str; 3] = ["tools", "prompts", "resources"];
 /// The longest instructions of one server.
 const MAX_INSTRUCTIONS: usize = 16 << 10;
 
@@ -36,8 +40,6 @@ pub(crate) struct Page<'t> {
     pub(crate) next: Option<&'t str>,
     /// How long the page is good for, in milliseconds.
     ttl_ms: Option<u64>,
-    /// Whether it says what kind of result it is, as from 2026-07-28 on.
-    is_typed: bool,
 }
 
 /// A server's answer is no page of a list.
@@ -49,13 +51,8 @@ impl<'t> Page<'t> {
     pub(crate) fn read(text: &'t str, key: &'static str) -> Result<Self, NoPage> {
         let list = [Key("result"), Key(key)];
         let item = [Key("result"), Key(key), Each];
-        let paths = [
-            &list[..],
-            &item,
-            &[Key("result"), Key("nextCursor")],
-            &[Key("result"), Key("ttlMs")],
-            &[Key("result"), Key("resultType")],
-        ];
+        let paths =
+            [&list[..], &item, &[Key("result"), Key("nextCursor")], &[Key("result"), Key("ttlMs")]];
         let mut page = Self::default();
         let mut lists = 0;
         for place in find(text, &paths).map_err(|_| NoPage)? {
@@ -68,8 +65,7 @@ impl<'t> Page<'t> {
                     return Err(NoPage);
                 }
                 2 => page.next = Some(raw),
-                3 => page.ttl_ms = raw.parse().ok(),
-                _ => page.is_typed = true,
+                _ => page.ttl_ms = raw.parse().ok(),
             }
         }
         if lists == 1 { Ok(page) } else { Err(NoPage) }
@@ -77,9 +73,10 @@ impl<'t> Page<'t> {
 }
 
 /// One page of several. `id` is the raw token of the client's id, `absent` names servers without an
-/// answer.
+/// answer; it is `typed` as from 2026-07-28 on.
 pub(crate) fn join(
     (id, key): (&str, &str),
+    typed: bool,
     pages: &[Page<'_>],
     next: Option<&str>,
     absent: &[String],
@@ -96,8 +93,8 @@ pub(crate) fn join(
     if let Some(next) = next {
         text.push_str(&format!(",\"nextCursor\":{}", token(next)));
     }
-    if pages.iter().any(|page| page.is_typed) {
-        let ttl = pages.iter().filter_map(|page| page.ttl_ms).min().unwrap_or(0);
+    if typed {
+        let ttl = pages.iter().map(|page| page.ttl_ms.unwrap_or(0)).min().unwrap_or(0);
         let ttl = if absent.is_empty() { ttl } else { 0 };
         let typed =
             format!(",\"resultType\":\"complete\",\"ttlMs\":{ttl},\"cacheScope\":\"private\"");
@@ -141,13 +138,26 @@ impl Said {
             instructions: instructions.map(|text| text.chars().take(MAX_INSTRUCTIONS).collect()),
         })
     }
+
+    /// It as one that takes part in a session.
+    pub(crate) fn member(&self) -> Member {
+        let protocol = self.protocol.as_deref().and_then(|text| HeaderValue::from_str(text).ok());
+        let capabilities = Some(self.capabilities.clone());
+        Member { server: self.server.clone(), protocol, capabilities }
+    }
 }
 
-/// What all of them can do together: everything that one can.
-fn together(said: &[Said]) -> Value {
+/// What all of them can do together: everything that one can. When some are `absent`, their lists
+/// change when they come.
+fn together(said: &[Said], absent: &[String]) -> Value {
     let mut all = Value::Object(Map::new());
     for one in said {
         add(&mut all, &Value::Object(one.capabilities.clone()), 0);
+    }
+    for list in LISTS.iter().filter(|_| !absent.is_empty()) {
+        if let Some(Value::Object(can)) = all.get_mut(*list) {
+            can.insert("listChanged".to_owned(), Value::Bool(true));
+        }
     }
     all
 }
@@ -194,7 +204,7 @@ fn instructions(said: &[Said], absent: &[String]) -> String {
 pub(crate) fn initialized(id: &str, protocol: &str, said: &[Said], absent: &[String]) -> Bytes {
     let result = json!({
         "protocolVersion": protocol,
-        "capabilities": together(said),
+        "capabilities": together(said, absent),
         "serverInfo": { "name": NAME, "version": env!("CARGO_PKG_VERSION") },
         "instructions": instructions(said, absent),
     });
@@ -211,7 +221,7 @@ pub(crate) fn discovered(id: &str, protocol: &str, said: &[Said], absent: &[Stri
     let result = json!({
         "resultType": "complete",
         "supportedVersions": versions,
-        "capabilities": together(said),
+        "capabilities": together(said, absent),
         "serverInfo": info,
         "instructions": instructions(said, absent),
         "ttlMs": 0,
@@ -231,12 +241,12 @@ mod tests {
         let lab = r#"{"id":1,"result":{"tools":[{"name":"\u0061"}],"nextCursor":null,"ttlMs":90}}"#;
         let pages = [ehr, lab].map(|text| Page::read(text, "tools").unwrap());
         assert_eq!((pages[0].next, pages[1].next), (Some(r#""n\/1""#), None));
-        let joined = join(("\"x\"", "tools"), &pages, Some("c"), &[]);
+        let joined = join(("\"x\"", "tools"), true, &pages, Some("c"), &[]);
         assert_eq!(
             joined,
             r#"{"jsonrpc":"2.0","id":"x","result":{"tools":[{"name":"a","x":1.0},{"name":"b"},{"name":"\u0061"}],"nextCursor":"c","resultType":"complete","ttlMs":90,"cacheScope":"private"}}"#
         );
-        let joined = join(("1", "tools"), &pages[1..], None, &["ehr".to_owned()]);
+        let joined = join(("1", "tools"), false, &pages[1..], None, &["ehr".to_owned()]);
         let value: Value = serde_json::from_slice(&joined).unwrap();
         assert_eq!(value["result"]["_meta"][ABSENT], json!(["ehr"]));
         for wrong in [
@@ -259,7 +269,7 @@ mod tests {
         let result = &answer["result"];
         assert_eq!(
             result["capabilities"],
-            json!({"tools":{"listChanged":true},"logging":{},"resources":{"subscribe":true}})
+            json!({"tools":{"listChanged":true},"logging":{},"resources":{"subscribe":true,"listChanged":true}})
         );
         let told = result["instructions"].as_str().unwrap();
         assert!(told.contains("protocol: pacs.") && told.contains("# ehr\nBe careful."), "{told}");

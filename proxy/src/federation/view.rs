@@ -2,15 +2,16 @@
 //! to that server.
 //!
 //! Only names, URIs, ids of tasks, ids of the server's own requests and tokens of their progress
-//! are changed, each in its place; every other byte stays as it is.
+//! are changed, each in its place, and a result of an older server gets what a newer client must find
+//! in it (`complete`); every other byte stays as it is.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use custody_schemas::edits::EditsError;
 
-use super::marks;
 use super::names::Names;
+use super::{complete, marks};
 use crate::scan::ScanError;
 use crate::splice::Step::{Each, Key};
 use crate::splice::{Step, find, text_of, token};
@@ -53,6 +54,8 @@ pub(crate) struct View {
     pub(crate) server: String,
     /// The names of all servers.
     pub(crate) names: Arc<Names>,
+    /// Whether the client speaks a revision without sessions.
+    pub(crate) modern: bool,
 }
 
 /// A message of a server.
@@ -97,6 +100,7 @@ const RESULT: &Paths = &[
 /// Requests and notifications of a server. The token of a client's progress is the client's own.
 const OWN: &Paths = &[
     (&[Key("params"), Key("uri")], What::Uri),
+    (&[Key("params"), Key("notifications"), Key("resourceSubscriptions"), Each], What::Uri),
     (&[Key("params"), Key("taskId")], What::Task),
     (&[Key("params"), Key("task"), Key("taskId")], What::Task),
     (&[Key("params"), Key("_meta"), RELATED, Key("taskId")], What::Task),
@@ -151,6 +155,11 @@ impl View {
         marks::token(&self.server, raw)
     }
 
+    /// Under which id the client knows an event of the server's.
+    pub(crate) fn event(&self, id: &[u8]) -> Vec<u8> {
+        marks::event(&self.server, id)
+    }
+
     /// What must be changed in a message of the server on its way to the client.
     pub(crate) fn down(&self, text: &str, kind: Down<'_>) -> Result<Changes, Unclear> {
         let paths = match kind {
@@ -168,7 +177,11 @@ impl View {
             };
             Some((range, new))
         });
-        Ok(changes.collect())
+        let mut changes: Changes = changes.collect();
+        if let (Down::Answer(method), true) = (kind, self.modern) {
+            changes.extend(complete::of(text, method)?);
+        }
+        Ok(changes)
     }
 }
 
@@ -225,7 +238,7 @@ mod tests {
 
     fn view() -> View {
         let names = Names::new(vec!["ehr".into(), "lab".into()], None);
-        View { server: "ehr".into(), names: Arc::new(names) }
+        View { server: "ehr".into(), names: Arc::new(names), modern: false }
     }
 
     fn down(text: &'static str, kind: Down<'_>) -> String {

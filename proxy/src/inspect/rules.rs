@@ -89,6 +89,16 @@ pub struct Rules {
 }
 
 impl Rules {
+    /// Everything that is known of where patients stand, whichever server it is known of.
+    pub(crate) fn of_all<'r>(servers: impl Iterator<Item = &'r Self>) -> Self {
+        let mut all = Self::default();
+        for server in servers {
+            all.every.arguments.extend(server.every.arguments.iter().cloned());
+            all.every.result.extend(server.every.result.iter().cloned());
+        }
+        all
+    }
+
     fn of<'r>(&'r self, tool: Option<&str>) -> impl Iterator<Item = &'r ToolRule> {
         std::iter::once(&self.every).chain(tool.and_then(|tool| self.tools.get(tool)))
     }

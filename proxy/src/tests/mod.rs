@@ -11,6 +11,7 @@ mod mistakes;
 mod quiet;
 mod stdio;
 mod streams;
+mod together;
 mod tools;
 mod upstreams;
 
