@@ -49,7 +49,8 @@ pub mod writer;
 
 pub use file::FileJournal;
 pub use writer::{
-    Appended, Appending, Durability, Ends, OutBody, Part, Recovery, Slot, Writer, WriterOptions,
+    Appended, Appending, Durability, Ends, Needs, OutBody, Part, Recovery, Slot, Writer,
+    WriterOptions,
 };
 
 /// What a partition carries.

@@ -21,7 +21,7 @@ use super::truth::{Truth, What};
 use crate::writer::bulk::Carrier;
 use crate::writer::commit::{Committer, Turn};
 use crate::writer::{AppendError, OpenError, Opened, Shared};
-use crate::{Appending, FileJournal, OutBody, Part, Slot, Writer, WriterOptions};
+use crate::{Appending, FileJournal, Needs, OutBody, Part, Slot, Writer, WriterOptions};
 
 /// What stays the same for a whole history.
 #[derive(Clone, Debug)]
@@ -55,12 +55,16 @@ struct Call {
     slot: Slot,
     ending_bytes: u64,
     opened: bool,
+    /// More calls were open with it than could all have had long endings.
+    crowded: bool,
 }
 
 /// An append that has not been answered.
 struct Waiting {
     what: What,
     appending: Appending,
+    /// It may find no room although it ends a call.
+    may_be_too_large: bool,
 }
 
 /// A process that is alive.
@@ -135,14 +139,20 @@ impl Process {
 
     fn open_call(&mut self, dice: &mut Dice, truth: &mut Truth) {
         let ending_bytes = size(dice);
-        let Ok(mut slot) = self.writer.slot(ending_bytes) else { return };
+        let most = Needs { ending_bytes, listings: 0 };
+        // some have all of their room alone
+        let own = if dice.chance(500) { most } else { Needs::default() };
+        let Ok(mut slot) = self.writer.slot_with_share(own, most) else { return };
         let id = call();
         let what = What::Opening(id);
         truth.attempt(what);
         let draft = Draft { call: Some(id), ..Draft::new(Kind::CallRequested) };
         let appending = slot.open(draft, body(Part::Request, size(dice)));
-        self.waiting.push(Waiting { what, appending });
-        self.calls.push(Call { id, slot, ending_bytes, opened: false });
+        self.waiting.push(Waiting { what, appending, may_be_too_large: false });
+        self.calls.push(Call { id, slot, ending_bytes, opened: false, crowded: false });
+        if self.shared.is_crowded() {
+            self.calls.iter_mut().for_each(|call| call.crowded = true);
+        }
     }
 
     /// Ends a call, or forgets it as a client that leaves does.
@@ -160,7 +170,7 @@ impl Process {
         let outcome = Some(Outcome { status: Status::Ok, ..Outcome::default() });
         let draft = Draft { call: Some(call.id), outcome, ..Draft::new(Kind::CallEnded) };
         let appending = call.slot.end(draft, body(Part::Response, call.ending_bytes));
-        self.waiting.push(Waiting { what, appending });
+        self.waiting.push(Waiting { what, appending, may_be_too_large: call.crowded });
     }
 
     fn relay(&mut self, dice: &mut Dice, truth: &mut Truth) {
@@ -169,7 +179,7 @@ impl Process {
         truth.attempt(what);
         let draft = Draft { call: Some(id), ..Draft::new(Kind::MessageRelayed) };
         let appending = self.writer.append(draft, body(Part::Request, size(dice)));
-        self.waiting.push(Waiting { what, appending });
+        self.waiting.push(Waiting { what, appending, may_be_too_large: false });
     }
 
     /// The committing threads' turns, in either order.
@@ -197,7 +207,7 @@ impl Process {
                 }
                 Poll::Ready(Err(error)) => {
                     self.calls.retain(|call| call.id != what.call());
-                    judge(what, &error, disk);
+                    judge(what, &error, disk, waiting.may_be_too_large);
                     if certainly_not(&error) {
                         truth.refuse(what);
                     }
@@ -209,16 +219,14 @@ impl Process {
 }
 
 /// Whether an append may fail like this.
-fn judge(what: What, error: &AppendError, disk: &Disk) {
+fn judge(what: What, error: &AppendError, disk: &Disk, may_be_too_large: bool) {
     let troubled = disk.faults() > 0 || disk.is_dead();
     let fine = match error {
         // The ending's room was set aside before its call was opened.
         AppendError::Full { .. } | AppendError::Busy { .. } => !matches!(what, What::Ending(_)),
         AppendError::Unavailable { .. } | AppendError::NotOpen => troubled,
-        AppendError::TooLarge { .. }
-        | AppendError::Closed
-        | AppendError::Invalid(_)
-        | AppendError::Seal(_) => false,
+        AppendError::TooLarge { .. } => may_be_too_large,
+        AppendError::Closed | AppendError::Invalid(_) | AppendError::Seal(_) => false,
     };
     assert!(fine, "{what:?} fails on a disk with {} faults: {error}", disk.faults());
 }

@@ -6,7 +6,8 @@
 //!   before it is stored takes no `seq`.
 //! * A call that was opened gets exactly one ending in the journal: the one its [`Slot`] hands in,
 //!   or `unknown` from the slot's drop, from the next run, or from the run after that.
-//! * Nothing here waits for room: a refusal comes at once, before any effect.
+//! * Nothing here waits for room: a refusal comes at once, before any effect. Of an ending the room
+//!   is set aside before its opening, see [`Writer::slot`] and [`Writer::slot_with_share`].
 
 pub(crate) mod acks;
 pub(crate) mod bulk;
@@ -42,7 +43,7 @@ use crate::file::{FileJournal, Shelves};
 pub use error::{AppendError, OpenError};
 pub use facts::{Appended, Ends, OutBody, Part, Previous, Recovery, Status};
 pub use options::{Durability, WriterOptions};
-pub use slot::{Appending, Slot};
+pub use slot::{Appending, Needs, Slot};
 
 use queue::Queue;
 use slot::{Hold, Job, Message, Purpose};
@@ -105,21 +106,21 @@ impl Writer {
     /// [`AppendError::Full`] and [`AppendError::Busy`]: nothing has happened yet, refuse the call.
     /// [`AppendError::Closed`] likewise.
     pub fn slot(&self, ending_bytes: u64) -> Result<Slot, AppendError> {
-        self.slot_with_listings(ending_bytes, 0)
+        let all = Needs { ending_bytes, listings: 0 };
+        self.slot_with_share(all, all)
     }
 
-    /// The same for a call before whose ending up to `listings` times more is said of it, see
-    /// [`Slot::list`].
+    /// The same for a call that needs `most` at most, and usually no more than `own`. Room for `own`
+    /// is set aside for it alone; room for the rest in common with other calls, an eighth of the
+    /// spool at most. While what open calls may need fits into that, all of it is there; else an
+    /// ending (or [`Slot::list`]) that needs more than its own may be refused when the spool is
+    /// full, as may new calls as long as there is no room for that eighth.
     ///
     /// # Errors
     /// As [`slot`](Self::slot).
-    pub fn slot_with_listings(
-        &self,
-        ending_bytes: u64,
-        listings: u64,
-    ) -> Result<Slot, AppendError> {
+    pub fn slot_with_share(&self, own: Needs, most: Needs) -> Result<Slot, AppendError> {
         self.shared.is_open()?;
-        Slot::reserve(&self.shared, ending_bytes, listings)
+        Slot::reserve(&self.shared, own, most)
     }
 
     /// Appends an event that neither opens nor ends a call.
@@ -284,6 +285,12 @@ impl Shared {
     #[cfg(test)]
     pub(crate) fn bulk_queue(&self) -> &Queue<bulk::Load> {
         &self.bulk
+    }
+
+    /// Whether more calls are open than could all have long endings.
+    #[cfg(test)]
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.room.is_crowded()
     }
 
     fn is_open(&self) -> Result<(), AppendError> {

@@ -44,7 +44,7 @@ pub(crate) fn plain_len(bodies: &[OutBody]) -> u64 {
 }
 
 /// What bodies of `plain` bytes together take up at most.
-pub(crate) fn stored_len(plain: u64) -> u64 {
+pub(crate) const fn stored_len(plain: u64) -> u64 {
     let chunks = plain / body::MAX_CHUNK_BYTES as u64 + 4;
     plain.saturating_add(chunks * CHUNK_OVERHEAD)
 }

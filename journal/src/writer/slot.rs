@@ -2,7 +2,9 @@
 //! the committing threads.
 //!
 //! A [`Slot`] holds everything its ending will need: handing an ending in never waits and never
-//! fails for lack of room or places, so that even a `Drop` can do it.
+//! fails for lack of room or places, so that even a `Drop` can do it. Only an ending that is longer
+//! than what the slot has of its own, when more calls are open than all could end like that, may
+//! find no room (see [`crate::file::room`]); then the call is ended as `unknown`.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -20,6 +22,7 @@ use tokio::sync::oneshot;
 use super::bulk::Load;
 use super::pack::{Packed, pack, plain_len, stored_len};
 use super::{AppendError, Appended, OutBody, SMALL_BODIES, Shared, is_ending, is_opening};
+use crate::file::room::{NoRoom, Room};
 
 /// Room that a record and its leaf in a checkpoint take up at most.
 const RECORD_ROOM: u64 = MAX_RECORD_BYTES as u64 + 1024;
@@ -58,8 +61,27 @@ impl Future for Appending {
 pub(crate) struct Hold {
     shared: Arc<Shared>,
     room: u64,
+    /// What it may still take of the room that is kept in common.
+    share: u64,
     bulk: u64,
     place: Option<Place>,
+}
+
+/// What is handed in at the end of a call: bytes of bodies, and how many listings before it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// Bytes of the ending's bodies.
+    pub ending_bytes: u64,
+    /// How many `subjects.listed`.
+    pub listings: u64,
+}
+
+impl Needs {
+    /// The room that it takes up at most.
+    const fn room(self) -> u64 {
+        let records = RECORD_ROOM.saturating_mul(self.listings.saturating_add(1));
+        records.saturating_add(stored_len(self.ending_bytes))
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -72,10 +94,14 @@ impl Hold {
     /// What an event without an ending needs.
     pub(crate) fn append(shared: &Arc<Shared>, bodies: &[OutBody]) -> Result<Self, AppendError> {
         let place = Some(Self::take_place(shared, Place::Append)?);
-        let mut hold = Self { shared: Arc::clone(shared), room: 0, bulk: 0, place };
+        let mut hold = Self::of(shared, 0, place);
         hold.add(RECORD_ROOM, 0)?;
         hold.take_bodies(bodies, true)?;
         Ok(hold)
+    }
+
+    fn of(shared: &Arc<Shared>, room: u64, place: Option<Place>) -> Self {
+        Self { shared: Arc::clone(shared), room, share: 0, bulk: 0, place }
     }
 
     /// One of a limited number of places; those whom nobody awaits any more make way.
@@ -105,17 +131,33 @@ impl Hold {
 
     /// Adds room for something new and for an ending.
     fn add(&mut self, opening: u64, ending: u64) -> Result<(), AppendError> {
-        let reserve = || self.shared.room.reserve(opening, ending);
-        let reserved = reserve().or_else(|_| {
-            // perhaps something that was released can go now
-            self.shared.journal.reclaim();
-            reserve()
-        });
-        let full =
-            |no: crate::file::room::NoRoom| AppendError::Full { needed: no.needed, left: no.left };
-        reserved.map_err(full)?;
+        self.find(|room| room.reserve(opening, ending))?;
         self.room += opening + ending;
         Ok(())
+    }
+
+    /// Sets aside in common what an ending may need beyond what it has of its own.
+    fn add_share(&mut self, most: u64) -> Result<(), AppendError> {
+        self.find(|room| room.share(most))?;
+        self.share += most;
+        Ok(())
+    }
+
+    /// Takes room that was set aside in common, for another hold, and gives up as much of the share.
+    fn draw(&mut self, bytes: u64) -> Result<(), AppendError> {
+        let share = self.share.min(bytes);
+        self.find(|room| room.draw(share, bytes))?;
+        self.share -= share;
+        Ok(())
+    }
+
+    fn find(&self, take: impl Fn(&Room) -> Result<(), NoRoom>) -> Result<(), AppendError> {
+        let found = take(&self.shared.room).or_else(|_| {
+            // perhaps something that was released can go now
+            self.shared.journal.reclaim();
+            take(&self.shared.room)
+        });
+        found.map_err(|no| AppendError::Full { needed: no.needed, left: no.left })
     }
 
     /// Adds room for bodies, and counts large ones as under way; `limited` ones are refused when
@@ -141,6 +183,9 @@ impl Drop for Hold {
     fn drop(&mut self) {
         if self.room > 0 {
             self.shared.room.give_back(self.room);
+        }
+        if self.share > 0 {
+            self.shared.room.forgo(self.share);
         }
         if self.bulk > 0 {
             self.shared.bulk_bytes.fetch_sub(self.bulk, Ordering::Relaxed);
@@ -309,8 +354,9 @@ pub struct Slot {
     shared: Arc<Shared>,
     opening: Option<Hold>,
     ending: Option<Hold>,
+    /// Bytes that the ending's bodies may have before they need a share of what is kept in common.
     ending_bytes: u64,
-    /// How many listings there is still room for.
+    /// The same for listings.
     listings: u64,
     call: Option<CallId>,
     order: Option<Arc<Order>>,
@@ -319,24 +365,26 @@ pub struct Slot {
 impl Slot {
     pub(crate) fn reserve(
         shared: &Arc<Shared>,
-        ending_bytes: u64,
-        listings: u64,
+        own: Needs,
+        most: Needs,
     ) -> Result<Self, AppendError> {
         let place = Some(Hold::take_place(shared, Place::Slot)?);
-        let mut ending = Hold { shared: Arc::clone(shared), room: 0, bulk: 0, place };
-        let ending_room = RECORD_ROOM
-            .saturating_mul(listings.saturating_add(1))
-            .saturating_add(stored_len(ending_bytes));
+        let mut ending = Hold::of(shared, 0, place);
+        let ending_room = own.room();
         ending.add(RECORD_ROOM, ending_room)?;
         // the opening's part is given back by the opening
         ending.room -= RECORD_ROOM;
-        let opening = Hold { shared: Arc::clone(shared), room: RECORD_ROOM, bulk: 0, place: None };
+        let opening = Hold::of(shared, RECORD_ROOM, None);
+        match most.room().saturating_sub(ending_room) {
+            0 => {}
+            more => ending.add_share(more)?,
+        }
         Ok(Self {
             shared: Arc::clone(shared),
             opening: Some(opening),
             ending: Some(ending),
-            ending_bytes,
-            listings,
+            ending_bytes: own.ending_bytes,
+            listings: own.listings,
             call: None,
             order: None,
         })
@@ -364,7 +412,8 @@ impl Slot {
 
     /// Appends a `subjects.listed` of the open call, behind its opening and before its ending.
     /// Hands it over before it returns, like an ending, and takes neither place nor room that
-    /// others could have taken, up to the number of listings that the slot was made for.
+    /// others could have taken, up to the number of listings that the slot was made for, as far as
+    /// an ending does.
     pub fn list(&mut self, draft: Draft) -> Appending {
         let (Some(call), true) = (self.call, draft.kind == Kind::SubjectsListed) else {
             return Appending::failed(AppendError::Invalid("a listing follows an opening"));
@@ -372,19 +421,21 @@ impl Slot {
         if draft.call != Some(call) {
             return Appending::failed(AppendError::Invalid("the listing names another call"));
         }
-        let mut hold = Hold { shared: Arc::clone(&self.shared), room: 0, bulk: 0, place: None };
-        match (self.listings.checked_sub(1), &mut self.ending) {
-            (Some(left), Some(ending)) => {
+        let Some(ending) = &mut self.ending else {
+            return Appending::failed(AppendError::NotOpen);
+        };
+        match self.listings.checked_sub(1) {
+            Some(left) => {
                 self.listings = left;
                 ending.room -= RECORD_ROOM;
-                hold.room = RECORD_ROOM;
             }
-            (None, _) | (_, None) => {
-                if let Err(error) = hold.add(0, RECORD_ROOM) {
+            None => {
+                if let Err(error) = ending.draw(RECORD_ROOM) {
                     return Appending::failed(error);
                 }
             }
         }
+        let hold = Hold::of(&self.shared, RECORD_ROOM, None);
         let (job, appending) = Job::new(Purpose::Listing(call), draft, Vec::new(), hold);
         self.shared.submit(job, self.order.clone());
         appending
@@ -420,7 +471,8 @@ impl Hold {
         let bytes = plain_len(bodies);
         if bytes > reserved {
             let more = stored_len(bytes) - stored_len(reserved);
-            self.add(0, more).map_err(|_| AppendError::TooLarge { bytes, reserved })?;
+            self.draw(more).map_err(|_| AppendError::TooLarge { bytes, reserved })?;
+            self.room += more;
         }
         self.take_bodies(bodies, false)
     }

@@ -20,7 +20,7 @@ use custody_schemas::seal::key::Signer;
 use custody_schemas::seal::{Leaf, Tree};
 use custody_schemas::words::Status;
 
-use super::{AppendError, OpenError, OutBody, Part, Recovery, Writer, WriterOptions};
+use super::{AppendError, Needs, OpenError, OutBody, Part, Recovery, Writer, WriterOptions};
 use crate::file::{LockError, SpoolError};
 use crate::{Entry, EntryKind, Journal, Partition, Topic};
 
@@ -289,12 +289,56 @@ async fn a_full_spool_refuses_before_the_effect_and_still_takes_the_endings_of_o
 }
 
 #[tokio::test]
+async fn of_many_open_calls_every_short_ending_fits_and_as_many_long_ones_as_an_eighth_holds() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = WriterOptions { spool_max_bytes: 64 << 20, queue: 512, ..options(dir.path()) };
+    let (writer, _) = Writer::open(options, signer()).unwrap();
+    let own = Needs { ending_bytes: 4 << 10, listings: 0 };
+    let most = Needs { ending_bytes: 3 << 20, listings: 0 };
+    let mut open = Vec::new();
+    for _ in 0..200 {
+        let call = call();
+        let mut slot = writer.slot_with_share(own, most).unwrap();
+        slot.open(opening(call), Vec::new()).await.unwrap();
+        open.push((call, slot));
+    }
+    // whoever comes now takes what is left, in ever smaller pieces
+    let mut taken = Vec::new();
+    for bytes in [8 << 20, 1 << 20, 64 << 10, 0] {
+        while let Ok(slot) = writer.slot(bytes) {
+            taken.push(slot);
+        }
+    }
+    let mut results = Vec::new();
+    for (call, slot) in open.drain(..4) {
+        let long = vec![body(Part::Response, 3 << 20)];
+        results.push(slot.end(ending(call, Status::Ok), long).await);
+    }
+    let fitted = results.iter().take_while(|result| result.is_ok()).count();
+    assert_eq!(fitted, 2, "an eighth is 8 MiB: {results:?}");
+    let no_room = |result: &Result<_, _>| matches!(result, Err(AppendError::TooLarge { .. }));
+    assert!(results[fitted..].iter().all(no_room), "{results:?}");
+    assert!(writer.slot_with_share(own, most).is_err(), "nothing new before there is room again");
+    for (call, slot) in open {
+        slot.end(ending(call, Status::Ok), vec![body(Part::Response, 4 << 10)]).await.unwrap();
+    }
+    drop(taken);
+    writer.slot_with_share(own, most).unwrap();
+    let ended = statuses(&events(&*writer.journal()));
+    let of = |status: &Status| ended.iter().filter(|other| *other == status).count();
+    assert_eq!((of(&Status::Ok), of(&Status::Unknown)), (198, 2));
+}
+
+#[tokio::test]
 async fn listings_of_open_calls_fit_into_a_spool_that_takes_nothing_else_and_stay_in_order() {
     let dir = tempfile::tempdir().unwrap();
     let small = WriterOptions { spool_max_bytes: 8 << 20, queue: 4, ..options(dir.path()) };
     let (writer, _) = Writer::open(small, signer()).unwrap();
     let id = call();
-    let mut slot = writer.slot_with_listings(1 << 10, 3).unwrap();
+    let mut slot = {
+        let needs = Needs { ending_bytes: 1 << 10, listings: 3 };
+        writer.slot_with_share(needs, needs).unwrap()
+    };
     let opened = slot.open(opening(id), vec![body(Part::Request, 300 << 10)]);
     let listing = || Draft { call: Some(id), ..Draft::new(Kind::SubjectsListed) };
     let first = slot.list(listing());
@@ -325,7 +369,10 @@ async fn only_subjects_of_the_open_call_are_listed() {
     let (writer, _) = open(dir.path());
     let id = call();
     let listing = |call| Draft { call: Some(call), ..Draft::new(Kind::SubjectsListed) };
-    let mut slot = writer.slot_with_listings(0, 1).unwrap();
+    let mut slot = {
+        let needs = Needs { ending_bytes: 0, listings: 1 };
+        writer.slot_with_share(needs, needs).unwrap()
+    };
     let refused = |answer| matches!(answer, Err(AppendError::Invalid(_)));
     assert!(refused(slot.list(listing(id)).await), "not open yet");
     slot.open(opening(id), Vec::new()).await.unwrap();

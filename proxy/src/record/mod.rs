@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use custody_journal::writer::AppendError;
-use custody_journal::{OutBody, Part, Slot, Writer};
+use custody_journal::{Needs, OutBody, Part, Slot, Writer};
 use custody_schemas::edits::Edits;
 use custody_schemas::event::{Data, Decision, Draft, PrevCall, Subject, What, Who};
 use custody_schemas::id::{CallId, Uint};
@@ -33,9 +33,11 @@ use crate::upstream::Note;
 
 pub(crate) use call::{Call, Ending};
 
-/// For how many `subjects.listed` a call sets room aside: the most people that are kept by name,
-/// as identifiers usually are. For more there is room as for endings that are longer than thought.
+/// For how many `subjects.listed` there is room at most: the most people that are kept by name, as
+/// identifiers usually are. For more there is room as for endings that are longer than thought.
 const LISTINGS: u64 = 64;
+/// What a call sets aside for itself; for what is longer, room is set aside in common.
+const OWN: Needs = Needs { ending_bytes: 256 << 10, listings: 1 };
 
 /// The request whose answer is a stream that stands open for as long as the client listens.
 pub(crate) const LISTEN: &str = "subscriptions/listen";
@@ -120,7 +122,7 @@ pub(crate) struct Relayed {
 pub(crate) struct Recorder {
     writer: Writer,
     wait: Duration,
-    ending_bytes: u64,
+    most: Needs,
     policy: Policy,
     metrics: Metrics,
     stopping: AtomicBool,
@@ -129,7 +131,7 @@ pub(crate) struct Recorder {
 }
 
 impl Recorder {
-    /// A recorder that waits at most `wait` and sets `ending_bytes` of room aside for each call.
+    /// A recorder that waits at most `wait`, for calls with answers of at most `ending_bytes`.
     pub(crate) fn new(
         writer: Writer,
         wait: Duration,
@@ -138,7 +140,8 @@ impl Recorder {
         metrics: Metrics,
     ) -> Arc<Self> {
         let (stopping, turns) = (AtomicBool::new(false), Semaphore::new(MAX_BESIDE));
-        Arc::new(Self { writer, wait, ending_bytes, policy, metrics, stopping, turns })
+        let most = Needs { ending_bytes, listings: LISTINGS };
+        Arc::new(Self { writer, wait, most, policy, metrics, stopping, turns })
     }
 
     /// The policies in force.
@@ -157,7 +160,10 @@ impl Recorder {
     fn slot(&self, method: &str) -> Result<Slot, AppendError> {
         match method {
             LISTEN => self.writer.slot(LISTEN_ENDING as u64),
-            _ => self.writer.slot_with_listings(self.ending_bytes, LISTINGS),
+            _ => {
+                let ending_bytes = OWN.ending_bytes.min(self.most.ending_bytes);
+                self.writer.slot_with_share(Needs { ending_bytes, ..OWN }, self.most)
+            }
         }
     }
 

@@ -59,6 +59,28 @@ async fn without_room_the_call_is_refused_before_it_takes_effect() {
 }
 
 #[tokio::test]
+async fn a_small_spool_holds_many_calls_at_once_whose_answers_might_all_be_long() {
+    const CALLS: usize = 100;
+    let all = Arc::new(tokio::sync::Barrier::new(CALLS));
+    let upstream = Upstream::start(move |_| {
+        let all = Arc::clone(&all);
+        async move {
+            all.wait().await;
+            json(ANSWER)
+        }
+    })
+    .await;
+    let small = |options: &mut WriterOptions| options.spool_max_bytes = 96 << 20;
+    let bench = Bench::with(upstream.addr, small, |config| config.max_message_bytes = 4 << 20);
+    let bench = bench.await;
+    let calls = (0..CALLS).map(|_| bench.post(CALL));
+    let replies = tokio::time::timeout(Duration::from_secs(60), futures::future::join_all(calls));
+    for reply in replies.await.expect("all calls are let in") {
+        assert_eq!((reply.status, reply.body.as_ref()), (200, ANSWER.as_bytes()));
+    }
+}
+
+#[tokio::test]
 async fn an_opening_that_is_too_late_is_refused_and_ends_as_not_forwarded() {
     let upstream = Upstream::with_json(ANSWER).await;
     let bench = Bench::start(upstream.addr, |config| config.audit_wait = Duration::ZERO).await;
