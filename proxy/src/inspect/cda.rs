@@ -32,7 +32,9 @@ pub(super) fn look(text: &str, found: &mut Found) -> bool {
         }
         any = true;
         found.note_clinical();
-        if !read(&mut tags, found) {
+        let whole = read(&mut tags, found);
+        found.note_read(tags.at - start);
+        if !whole {
             found.note(Unexamined::Unreadable);
             break;
         }

@@ -53,6 +53,7 @@ pub(super) fn look(text: &str, found: &mut Found) -> bool {
     for (n, &start) in starts.iter().enumerate() {
         let end = starts.get(n + 1).copied().unwrap_or(text.len());
         if let Some(marks) = Marks::of(&text[start + 3..]) {
+            found.note_read(end - start);
             read(&text[start..end], &marks, found);
         }
     }

@@ -92,6 +92,9 @@ pub(crate) struct Found {
     clinical: bool,
     /// One bit for each reason.
     unexamined: u16,
+    /// How many bytes were read for it, those of texts inside others counted again.
+    #[cfg(test)]
+    read_bytes: usize,
 }
 
 impl Found {
@@ -107,7 +110,24 @@ impl Found {
             ambiguous: false,
             clinical: false,
             unexamined: 0,
+            #[cfg(test)]
+            read_bytes: 0,
         }
+    }
+
+    /// Counts bytes that were read, for the tests that hold the work against its limit.
+    #[inline]
+    pub(super) const fn note_read(&mut self, _bytes: usize) {
+        #[cfg(test)]
+        {
+            self.read_bytes += _bytes;
+        }
+    }
+
+    /// How many bytes were read.
+    #[cfg(test)]
+    pub(super) fn read_bytes(&self) -> usize {
+        self.read_bytes
     }
 
     /// Nothing, of a message that was not looked at because it has no content.

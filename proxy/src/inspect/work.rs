@@ -69,6 +69,7 @@ impl<'f> Work<'f> {
         let mut walk = Walk::new(text, clues);
         let result = walk.run(self, nesting);
         let end = walk.position();
+        self.found.note_read(end);
         self.spend(match result {
             Err(ScanError::Syntax(at)) => at.max(end),
             _ => end,
@@ -98,6 +99,7 @@ impl<'f> Work<'f> {
 
     /// Reads a text: every JSON value in it that may matter, and what is around them.
     pub(super) fn text(&mut self, text: &str, nesting: u32) {
+        self.found.note_read(text.len());
         self.spend(text.len());
         let clues = Clues::of(text);
         self.note_clues(&clues);
@@ -130,6 +132,7 @@ impl<'f> Work<'f> {
 
     /// Reads what is no JSON, looking for what there are clues of.
     fn prose(&mut self, text: &str, hits: Hits) {
+        self.found.note_read(text.len());
         if hits.has(Clue::Message) {
             hl7v2::look(text, self.found);
         }

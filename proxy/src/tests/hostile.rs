@@ -175,6 +175,39 @@ async fn a_client_that_does_not_read_holds_its_call_for_so_long_and_no_longer() 
 }
 
 #[tokio::test]
+async fn a_server_that_floods_notifications_fills_its_own_clients_stream_and_nobody_elses() {
+    const MANY: usize = 2_000;
+    let (upstream, pieces) = scripted().await;
+    let bench = Bench::start(upstream.addr, |_| {}).await;
+    let mut reply = bench.exchange(Method::POST, EHR, &[], CALL).await;
+    let note = |n| {
+        let method = "notifications/message";
+        event(&format!(r#"{{"jsonrpc":"2.0","method":"{method}","params":{{"data":{n}}}}}"#))
+    };
+    let flood = async {
+        for n in 0..MANY {
+            say(&pieces, &note(n)).await;
+            if n == MANY / 2 {
+                let said = r#"{"jsonrpc":"2.0","method":"notifications/x"}"#;
+                assert_eq!(bench.post(said).await.status, 202, "others are served meanwhile");
+            }
+        }
+        say(&pieces, &event(ANSWER)).await;
+    };
+    let mut heard = String::new();
+    let hearing = async {
+        while !heard.contains("\"result\"") {
+            heard += std::str::from_utf8(&reply.piece().await.unwrap()).unwrap();
+        }
+    };
+    tokio::join!(flood, hearing);
+    let all: String = (0..MANY).map(note).chain([event(ANSWER)]).collect();
+    assert!(heard == all, "every message, in order");
+    let events = bench.after_endings(1).await;
+    assert_eq!(of_kind(&events, &Kind::MessageRelayed).len(), MANY + 1, "each on the record");
+}
+
+#[tokio::test]
 async fn a_server_that_answers_for_another_call_is_not_passed_on() {
     let stolen = ANSWER.replace("\"id\":1", "\"id\":2");
     let upstream = Upstream::with_json(stolen.clone()).await;

@@ -121,6 +121,48 @@ async fn tools_that_are_not_allowed_are_neither_shown_nor_called() {
 }
 
 #[tokio::test]
+async fn a_tool_that_is_renamed_in_mid_session_is_another_tool_and_on_the_record_as_such() {
+    let renamed = Arc::new(Mutex::new(false));
+    let name = Arc::clone(&renamed);
+    let upstream = Upstream::start(move |seen: Seen| {
+        let name = if *name.lock().unwrap() { "z" } else { "x" };
+        let list = format!(
+            "{{\"jsonrpc\":\"2.0\",\"id\":1,\"result\":{{\"tools\":[{{\"name\":\"{name}\"}}]}}}}"
+        );
+        let lists = seen.body.windows(10).any(|part| part == b"tools/list");
+        let known = memchr::memmem::find(&seen.body, format!("\"{name}\"").as_bytes()).is_some();
+        let gone = r#"{"jsonrpc":"2.0","id":1,"error":{"code":-32602,"message":"no such tool"}}"#;
+        async move {
+            match (lists, known) {
+                (true, _) => json(list),
+                (false, true) => json(ANSWER),
+                (false, false) => json(gone),
+            }
+        }
+    })
+    .await;
+    let enforce = |tools: &mut ToolSettings| tools.pin = Pin::Enforce;
+    let bench = Bench::start(upstream.addr, settings(enforce)).await;
+    assert_eq!(names(&bench.post(LIST).await), ["x"]);
+    *renamed.lock().unwrap() = true;
+    assert_eq!(bench.post(CALL).await.error(), (200, -32602), "the server says so itself");
+    assert_eq!(names(&bench.post(LIST).await), ["z"]);
+    assert_eq!(bench.post(CALL.replace("\"x\"", "\"z\"")).await.body, ANSWER);
+    let events = bench.after_endings(4).await;
+    let observed = of_kind(&events, &Kind::ToolsObserved);
+    let changes: Vec<_> = observed.iter().map(|event| event.detail["change"].clone()).collect();
+    assert_eq!(changes, ["first".into(), "first".into()], "a new name is a new tool");
+
+    *renamed.lock().unwrap() = false;
+    let only = |tools: &mut ToolSettings| tools.allow = vec![Pattern::new("x")];
+    let bench = Bench::start(upstream.addr, settings(only)).await;
+    assert_eq!(names(&bench.post(LIST).await), ["x"]);
+    *renamed.lock().unwrap() = true;
+    assert!(names(&bench.post(LIST).await).is_empty(), "it slips in under no other name");
+    assert_eq!(bench.post(CALL.replace("\"x\"", "\"z\"")).await.error(), (200, 47030));
+}
+
+#[tokio::test]
 async fn mistake_15_a_list_that_is_not_the_same_for_everybody_is_not_said_to_be() {
     let scope = |reply: &Reply| reply.json()["result"]["cacheScope"].clone();
     let upstream = upstream(&["x"], "", false).await;
