@@ -417,7 +417,7 @@ impl Exchange<'_> {
             outgoing.headers.insert(SESSION_HEADER, session.id.clone());
         }
         let answer = self.served.upstream.send(cleared, outgoing).await;
-        self.visit.proxy.watched.metrics.answered(&self.served.server.name, started);
+        self.served.answers.came(started);
         answer
     }
 

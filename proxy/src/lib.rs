@@ -76,6 +76,7 @@ use federation::Federation;
 use gate::Gate;
 use identity::Authority;
 use links::Links;
+use metrics::Answers;
 use parked::Parked;
 use policy::Policy;
 use record::Recorder;
@@ -108,6 +109,7 @@ fn join(mistakes: &[Mistake]) -> String {
 struct Served {
     server: Server,
     upstream: Upstream,
+    answers: Answers,
 }
 
 /// What all connections share.
@@ -149,8 +151,10 @@ pub async fn run(
     let mut servers = HashMap::with_capacity(config.servers.len());
     let (desk, heard) = Desk::new();
     for server in config.servers {
-        let upstream = Upstream::new(&server, config.max_message_bytes, &config.limits, &desk)?;
-        servers.insert(server.name.clone(), Arc::new(Served { server, upstream }));
+        let (most, limits) = (config.max_message_bytes, &config.limits);
+        let upstream = Upstream::new(&server, most, limits, &desk, &watched.metrics)?;
+        let answers = watched.metrics.answers(&server.name);
+        servers.insert(server.name.clone(), Arc::new(Served { server, upstream, answers }));
     }
     let recorder = Recorder::new(
         writer,

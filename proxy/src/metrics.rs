@@ -28,6 +28,7 @@ const UPSTREAM_BUCKETS: [f64; 11] =
 /// Names and values.
 type Labels<const N: usize> = [(&'static str, Cow<'static, str>); N];
 type Counters<const N: usize> = Family<Labels<N>, Counter>;
+type Gauges = Family<Labels<1>, Gauge>;
 type Histograms = Family<Labels<1>, Histogram, fn() -> Histogram>;
 
 /// Whether something outside of the proxy lets it work; what is wrong otherwise.
@@ -98,9 +99,94 @@ pub(crate) struct Metrics {
     unavailable: Counter,
     unrecorded: Counter,
     audit_wait: Histograms,
+    waits: Waits,
     upstream: Histograms,
     connections: Gauge,
     sessions: Gauge,
+    programs: Gauges,
+    programs_started: Counters<1>,
+    programs_failed: Counters<1>,
+    breakers: Gauges,
+    breakers_opened: Counters<1>,
+}
+
+/// How long things waited for the journal.
+#[derive(Clone, Debug)]
+struct Waits {
+    opening: Histogram,
+    ending: Histogram,
+    other: Histogram,
+}
+
+impl Waits {
+    fn of(all: &Histograms) -> Self {
+        let step = |step: &'static str| all.get_or_create_owned(&[("step", step.into())]);
+        Self { opening: step("opening"), ending: step("ending"), other: step("other") }
+    }
+}
+
+/// How long one server takes to begin its answers.
+#[derive(Clone, Debug)]
+pub(crate) struct Answers(Histogram);
+
+impl Answers {
+    /// It began an answer, or gave none, after it was asked at `started`.
+    pub(crate) fn came(&self, started: Instant) {
+        self.0.observe(started.elapsed().as_secs_f64());
+    }
+}
+
+/// What is counted of one server that is a program.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Programs {
+    running: Gauge,
+    started: Counter,
+    failed: Counter,
+}
+
+impl Programs {
+    /// One more was started; it runs until this is dropped.
+    pub(crate) fn started(&self) -> Running {
+        self.started.inc();
+        self.running.inc();
+        Running(self.running.clone())
+    }
+
+    /// One could not be started, or has ended although nobody wished it.
+    pub(crate) fn failed(&self) {
+        self.failed.inc();
+    }
+}
+
+/// A program that runs.
+#[derive(Debug)]
+pub(crate) struct Running(Gauge);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// What is counted of the breaker before one server.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct BreakerCounts {
+    open: Gauge,
+    opened: Counter,
+}
+
+impl BreakerCounts {
+    /// The server is left alone from now on, if it was not before.
+    pub(crate) fn opened(&self) {
+        if self.open.set(1) == 0 {
+            self.opened.inc();
+        }
+    }
+
+    /// The server answers.
+    pub(crate) fn closed(&self) {
+        self.open.set(0);
+    }
 }
 
 impl Metrics {
@@ -108,6 +194,7 @@ impl Metrics {
     fn register(registry: &mut Registry) -> Self {
         let audit: fn() -> Histogram = || Histogram::new(AUDIT_BUCKETS);
         let upstream: fn() -> Histogram = || Histogram::new(UPSTREAM_BUCKETS);
+        let audit_wait = Family::new_with_constructor(audit);
         let metrics = Self {
             ended: Family::default(),
             in_flight: Gauge::default(),
@@ -115,10 +202,16 @@ impl Metrics {
             relayed: Counter::default(),
             unavailable: Counter::default(),
             unrecorded: Counter::default(),
-            audit_wait: Family::new_with_constructor(audit),
+            waits: Waits::of(&audit_wait),
+            audit_wait,
             upstream: Family::new_with_constructor(upstream),
             connections: Gauge::default(),
             sessions: Gauge::default(),
+            programs: Family::default(),
+            programs_started: Family::default(),
+            programs_failed: Family::default(),
+            breakers: Family::default(),
+            breakers_opened: Family::default(),
         };
         metrics.show(registry.sub_registry_with_prefix("custody_proxy"));
         metrics
@@ -145,6 +238,38 @@ impl Metrics {
         to.register_with_unit("upstream", answer, Unit::Seconds, self.upstream.clone());
         to.register("connections", "Open connections of clients", self.connections.clone());
         to.register("sessions", "Sessions of clients", self.sessions.clone());
+        self.show_servers(to);
+    }
+
+    fn show_servers(&self, to: &mut Registry) {
+        to.register("programs", "Processes of servers that are programs", self.programs.clone());
+        let started = "Processes that were started for servers that are programs";
+        to.register("programs_started", started, self.programs_started.clone());
+        let failed = "Programs that could not be started or ended although nobody wished it";
+        to.register("programs_failed", failed, self.programs_failed.clone());
+        let open = "Whether a server that kept failing is left alone";
+        to.register("breaker_open", open, self.breakers.clone());
+        let opened = "How often a server was left alone because it kept failing";
+        to.register("breaker_opened", opened, self.breakers_opened.clone());
+    }
+
+    /// What is counted of `server`, which is a program.
+    pub(crate) fn programs(&self, server: &str) -> Programs {
+        let labels = [("server", Cow::Owned(server.to_owned()))];
+        Programs {
+            running: self.programs.get_or_create_owned(&labels),
+            started: self.programs_started.get_or_create_owned(&labels),
+            failed: self.programs_failed.get_or_create_owned(&labels),
+        }
+    }
+
+    /// What is counted of the breaker before `server`.
+    pub(crate) fn breaker(&self, server: &str) -> BreakerCounts {
+        let labels = [("server", Cow::Owned(server.to_owned()))];
+        BreakerCounts {
+            open: self.breakers.get_or_create_owned(&labels),
+            opened: self.breakers_opened.get_or_create_owned(&labels),
+        }
     }
 
     /// A call's opening has been handed over.
@@ -182,19 +307,17 @@ impl Metrics {
 
     /// Something waited for the journal since `started`, with success or without.
     pub(crate) fn waited(&self, step: Step, started: Instant) {
-        let step = match step {
-            Step::Opening => "opening",
-            Step::Ending => "ending",
-            Step::Other => "other",
+        let waits = match step {
+            Step::Opening => &self.waits.opening,
+            Step::Ending => &self.waits.ending,
+            Step::Other => &self.waits.other,
         };
-        let waits = self.audit_wait.get_or_create(&[("step", step.into())]);
         waits.observe(started.elapsed().as_secs_f64());
     }
 
-    /// A server began its answer, or gave none, after it was asked at `started`.
-    pub(crate) fn answered(&self, server: &str, started: Instant) {
-        let times = self.upstream.get_or_create(&[("server", server.to_owned().into())]);
-        times.observe(started.elapsed().as_secs_f64());
+    /// How long `server` takes.
+    pub(crate) fn answers(&self, server: &str) -> Answers {
+        Answers(self.upstream.get_or_create_owned(&[("server", server.to_owned().into())]))
     }
 
     /// A client connected.

@@ -10,12 +10,13 @@
 use std::collections::hash_map::{Entry, RandomState};
 use std::collections::{HashMap, VecDeque};
 use std::hash::BuildHasher;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use custody_schemas::id::CallId;
+use tokio::sync::Notify;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use crate::envelope::plain_id;
 use crate::identity::PrincipalId;
@@ -49,23 +50,32 @@ struct Open {
 
 /// Whether a client has cancelled a call, and since when.
 #[derive(Clone, Debug, Default)]
-struct Cancel(Arc<(CancellationToken, OnceLock<Instant>)>);
+struct Cancel(Arc<(Notify, OnceLock<Instant>)>);
 
 impl Cancel {
     fn now(&self) {
-        let (token, at) = &*self.0;
+        let (told, at) = &*self.0;
         at.get_or_init(Instant::now);
-        token.cancel();
+        told.notify_waiters();
     }
 
     fn is_cancelled(&self) -> bool {
-        self.0.0.is_cancelled()
+        self.0.1.get().is_some()
     }
 
     async fn given_up(self, grace: Duration) {
-        let (token, at) = &*self.0;
-        token.cancelled().await;
-        tokio::time::sleep_until(*at.get_or_init(Instant::now) + grace).await;
+        let (told, at) = &*self.0;
+        let mut heard = pin!(told.notified());
+        let at = loop {
+            // from here on no word is missed
+            heard.as_mut().enable();
+            match at.get() {
+                Some(at) => break *at,
+                None => heard.as_mut().await,
+            }
+            heard.set(told.notified());
+        };
+        tokio::time::sleep_until(at + grace).await;
     }
 }
 

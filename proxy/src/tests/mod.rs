@@ -222,6 +222,20 @@ impl Bench {
         Coming { status: head.status, headers: head.headers, body, connection, _sender: sender }
     }
 
+    /// Waits until `/metrics` has this line.
+    async fn shows(&self, line: &str) {
+        let asking = async {
+            loop {
+                let page = self.send(Method::GET, "/metrics", &[], "").await.body;
+                if String::from_utf8_lossy(&page).lines().any(|other| other == line) {
+                    return;
+                }
+            }
+        };
+        let shown = tokio::time::timeout(Duration::from_secs(30), asking).await;
+        shown.unwrap_or_else(|_| panic!("/metrics never has {line}"));
+    }
+
     fn spool(&self) -> PathBuf {
         self.dir.path().join("edge-1")
     }

@@ -101,6 +101,8 @@ async fn a_server_that_is_away_is_left_alone_and_each_refusal_is_on_the_record()
         assert_eq!(bench.post(CALL).await.error(), (502, 47012));
     }
     assert_eq!(upstream.seen().len(), 3);
+    bench.shows("custody_proxy_breaker_open{server=\"ehr\"} 1").await;
+    bench.shows("custody_proxy_breaker_opened_total{server=\"ehr\"} 1").await;
     let events = bench.after_endings(8).await;
     let endings = of_kind(&events, &Kind::CallEnded);
     let away = endings

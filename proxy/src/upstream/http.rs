@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::peer::Peer;
 use super::reach::Breaker;
 use super::{Body, NoAnswer, Outgoing};
+use crate::metrics::BreakerCounts;
 use crate::record::Cleared;
 
 /// The longest pause.
@@ -27,8 +28,8 @@ pub(crate) struct Http {
 
 impl Http {
     /// The server that `peer` is.
-    pub(super) fn new(name: &str, peer: Peer, breaker: Breaker) -> Self {
-        Self { peer, circuit: Circuit::new(name, breaker) }
+    pub(super) fn new(name: &str, peer: Peer, breaker: Breaker, counts: BreakerCounts) -> Self {
+        Self { peer, circuit: Circuit::new(name, breaker, counts) }
     }
 
     /// Sends a request whose opening is durable.
@@ -39,7 +40,7 @@ impl Http {
     ) -> Result<Response<Body>, NoAnswer> {
         let trial = self.circuit.enter(Instant::now())?;
         let Outgoing { method, headers, bytes, caller } = outgoing;
-        let sent = self.peer.send(caller.principal, method, &self.peer.url, &headers, bytes);
+        let sent = self.peer.send(caller.principal, method, &self.peer.url, headers, bytes);
         let answer = sent.await;
         match &answer {
             Ok(answer) if !is_outage(answer.status()) => self.circuit.worked(),
@@ -62,6 +63,7 @@ fn is_outage(status: StatusCode) -> bool {
 struct Circuit {
     server: String,
     breaker: Breaker,
+    counts: BreakerCounts,
     state: Mutex<State>,
 }
 
@@ -74,8 +76,8 @@ struct State {
 }
 
 impl Circuit {
-    fn new(server: &str, breaker: Breaker) -> Self {
-        Self { server: server.to_owned(), breaker, state: Mutex::default() }
+    fn new(server: &str, breaker: Breaker, counts: BreakerCounts) -> Self {
+        Self { server: server.to_owned(), breaker, counts, state: Mutex::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -99,6 +101,7 @@ impl Circuit {
         let mut state = self.state();
         if state.open.is_some() {
             tracing::info!(server = %self.server, "a server answers again");
+            self.counts.closed();
         }
         (state.failures, state.open) = (0, None);
     }
@@ -118,6 +121,7 @@ impl Circuit {
         let pause = pause.min(LONGEST);
         tracing::warn!(server = %self.server, pause_s = pause.as_secs_f32(), "a server is left alone");
         state.open = Some((now + pause, pause));
+        self.counts.opened();
     }
 }
 
@@ -136,7 +140,8 @@ mod tests {
     use super::*;
 
     fn circuit() -> Circuit {
-        Circuit::new("ehr", Breaker { failures: 3, pause: Duration::from_secs(1) })
+        let breaker = Breaker { failures: 3, pause: Duration::from_secs(1) };
+        Circuit::new("ehr", breaker, BreakerCounts::default())
     }
 
     #[test]
@@ -172,7 +177,8 @@ mod tests {
             circuit.worked();
         }
         assert!(circuit.enter(now).is_ok());
-        let off = Circuit::new("ehr", Breaker { failures: 0, ..Breaker::default() });
+        let breaker = Breaker { failures: 0, ..Breaker::default() };
+        let off = Circuit::new("ehr", breaker, BreakerCounts::default());
         (0..100).for_each(|_| off.failed(now));
         assert!(off.enter(now).is_ok());
     }

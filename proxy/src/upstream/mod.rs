@@ -22,6 +22,7 @@ use std::sync::Arc;
 use crate::config::{Limits, Server};
 use crate::headers;
 use crate::identity::Caller;
+use crate::metrics::Metrics;
 use crate::record::Cleared;
 use crate::splice::Message;
 
@@ -89,6 +90,7 @@ impl Upstream {
         max_message_bytes: usize,
         limits: &Limits,
         desk: &Desk,
+        metrics: &Metrics,
     ) -> Result<Self, TlsError> {
         let response = server.response.unwrap_or(limits.response);
         let peer = |address: &Address| Peer::new(&server.name, address, limits.connect, response);
@@ -96,12 +98,21 @@ impl Upstream {
         let channels = |kind| Channels::new(&server.name, kind, desk.clone(), bounds);
         Ok(match &server.reach {
             Reach::Http(address) => {
-                Self::Http(Box::new(Http::new(&server.name, peer(address)?, address.breaker)))
+                let counts = metrics.breaker(&server.name);
+                Self::Http(Box::new(Http::new(
+                    &server.name,
+                    peer(address)?,
+                    address.breaker,
+                    counts,
+                )))
             }
             Reach::LegacySse(address) => {
                 Self::Channels(channels(Kind::Sse(Arc::new(peer(address)?))))
             }
-            Reach::Stdio(command) => Self::Channels(channels(Kind::Child(command.clone()))),
+            Reach::Stdio(command) => {
+                let counts = metrics.programs(&server.name);
+                Self::Channels(channels(Kind::Child(command.clone(), counts)))
+            }
         })
     }
 

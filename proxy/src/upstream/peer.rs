@@ -86,53 +86,35 @@ impl Peer {
         principal: PrincipalId,
         method: Method,
         url: &Uri,
-        headers: &HeaderMap,
+        headers: HeaderMap,
         bytes: Bytes,
     ) -> Result<Response<Incoming>, NoAnswer> {
         let connections = self.connections(principal);
+        let request = self.request(method, url, headers, bytes);
         let asking = async {
-            let token = self.token().await?;
-            let request = self.request(&method, url, headers, &bytes, token.as_ref());
-            let answer = ask(&connections, request).await?;
-            let Some((tokens, refused)) = self.tokens.as_ref().zip(token) else {
-                return Ok(answer);
-            };
-            if answer.status() != StatusCode::UNAUTHORIZED {
-                return Ok(answer);
+            match &self.tokens {
+                None => ask(&connections, request).await,
+                Some(tokens) => Box::pin(ask_with_token(&connections, tokens, request)).await,
             }
-            tokens.forget(&refused);
-            let token = self.token().await?;
-            ask(&connections, self.request(&method, url, headers, &bytes, token.as_ref())).await
         };
         timeout(self.response, asking).await.unwrap_or(Err(NoAnswer::TimedOut))
     }
 
-    async fn token(&self) -> Result<Option<HeaderValue>, NoAnswer> {
-        match &self.tokens {
-            None => Ok(None),
-            Some(tokens) => tokens.get().await.map(Some).ok_or(NoAnswer::Unreachable),
-        }
-    }
-
     fn request(
         &self,
-        method: &Method,
+        method: Method,
         url: &Uri,
-        headers: &HeaderMap,
-        bytes: &Bytes,
-        token: Option<&HeaderValue>,
+        headers: HeaderMap,
+        bytes: Bytes,
     ) -> Request<Full<Bytes>> {
-        let mut request = Request::new(Full::new(bytes.clone()));
-        *request.method_mut() = method.clone();
+        let mut request = Request::new(Full::new(bytes));
+        *request.method_mut() = method;
         *request.uri_mut() = url.clone();
         let to = request.headers_mut();
-        to.clone_from(headers);
+        *to = headers;
         to.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         for (name, value) in &self.headers {
             to.insert(name.clone(), value.clone());
-        }
-        if let Some(token) = token {
-            to.insert(header::AUTHORIZATION, token.clone());
         }
         request
     }
@@ -155,6 +137,24 @@ fn client(connector: &HttpsConnector<HttpConnector>) -> Connections {
         .pool_idle_timeout(POOL_IDLE)
         .pool_max_idle_per_host(MAX_IDLE)
         .build(connector.clone())
+}
+
+/// Asks with an access token, and once more with a new one if the first is refused.
+async fn ask_with_token(
+    connections: &Connections,
+    tokens: &Tokens,
+    mut request: Request<Full<Bytes>>,
+) -> Result<Response<Incoming>, NoAnswer> {
+    let token = tokens.get().await.ok_or(NoAnswer::Unreachable)?;
+    request.headers_mut().insert(header::AUTHORIZATION, token.clone());
+    let answer = ask(connections, request.clone()).await?;
+    if answer.status() != StatusCode::UNAUTHORIZED {
+        return Ok(answer);
+    }
+    tokens.forget(&token);
+    let token = tokens.get().await.ok_or(NoAnswer::Unreachable)?;
+    request.headers_mut().insert(header::AUTHORIZATION, token);
+    ask(connections, request).await
 }
 
 async fn ask(

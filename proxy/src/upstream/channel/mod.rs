@@ -32,6 +32,7 @@ use super::{Body, NoAnswer, Outgoing};
 use crate::envelope::{Envelope, Look, Shape};
 use crate::era::{SESSION_HEADER, is_modern};
 use crate::identity::{Caller, PrincipalId};
+use crate::metrics::{Programs, Running};
 use crate::record::Cleared;
 use crate::splice::Message;
 use session::{Request, Session};
@@ -54,7 +55,7 @@ const ENDING: Duration = Duration::from_secs(4);
 #[derive(Debug)]
 pub(super) enum Kind {
     /// The pipes of a process.
-    Child(Command),
+    Child(Command, Programs),
     /// A connection of 2024-11-05.
     Sse(Arc<Peer>),
 }
@@ -93,7 +94,7 @@ impl Channels {
     /// The server `name`, none of whose channels is open yet.
     pub(super) fn new(name: &str, kind: Kind, desk: Desk, limits: Bounds) -> Self {
         let (rooms, idle) = match &kind {
-            Kind::Child(command) => (command.max_processes, command.idle),
+            Kind::Child(command, _) => (command.max_processes, command.idle),
             Kind::Sse(_) => (MAX_CONNECTIONS, IDLE_CONNECTION),
         };
         let rooms = u32::try_from(rooms).unwrap_or(u32::MAX);
@@ -127,7 +128,7 @@ impl Channels {
     pub(super) fn fit(&self, bytes: Bytes) -> Message {
         match &self.shared.kind {
             Kind::Sse(_) => bytes.into(),
-            Kind::Child(_) => {
+            Kind::Child(..) => {
                 let breaks = memchr::memchr2_iter(b'\n', b'\r', &bytes);
                 let changes = breaks.map(|at| (at..at + 1, " ".to_owned())).collect();
                 Message::spliced(bytes.clone(), changes).unwrap_or_else(|_| bytes.into())
@@ -284,9 +285,9 @@ impl Shared {
         let notes = self.desk.notes(&self.server, &caller.who);
         let (session, lines) = Session::new(caller.principal, notes);
         let run = match &self.kind {
-            Kind::Child(command) => {
+            Kind::Child(command, counts) => {
                 let child = child::start(command).map_err(|error| self.cannot_start(&error))?;
-                Run::Child(child)
+                Run::Child(child, counts.started())
             }
             Kind::Sse(peer) => Run::Sse(Arc::clone(peer), caller.principal),
         };
@@ -296,6 +297,7 @@ impl Shared {
 
     fn cannot_start(&self, error: &std::io::Error) -> NoAnswer {
         let wait_s = self.starts.failed(Instant::now()).as_secs_f32();
+        self.count_failure();
         tracing::warn!(server = %self.server, %error, wait_s, "a server cannot be started");
         NoAnswer::Unreachable
     }
@@ -331,13 +333,18 @@ impl Shared {
         let began = Instant::now();
         let limits = (self.max_message_bytes, self.idle);
         let ended = match run {
-            Run::Child(child) => child::run(child, &session, lines, limits, &self.starts).await,
+            Run::Child(child, _running) => {
+                child::run(child, &session, lines, limits, &self.starts).await
+            }
             Run::Sse(peer, principal) => {
                 sse::run(&peer, principal, &session, lines, limits, &self.starts).await
             }
         };
         session.close();
         self.forget(&session);
+        if ended == Ended::ByItself {
+            self.count_failure();
+        }
         match ended {
             Ended::AsWished => {}
             Ended::ByItself if began.elapsed() < SETTLED => {
@@ -347,6 +354,12 @@ impl Shared {
             Ended::ByItself => tracing::warn!(server = %self.server, "a server ended"),
         }
         drop(permit);
+    }
+
+    fn count_failure(&self) {
+        if let Kind::Child(_, counts) = &self.kind {
+            counts.failed();
+        }
     }
 
     fn forget(&self, session: &Arc<Session>) {
@@ -365,7 +378,7 @@ enum Named {
 
 /// What is to be run.
 enum Run {
-    Child(tokio::process::Child),
+    Child(tokio::process::Child, Running),
     Sse(Arc<Peer>, PrincipalId),
 }
 

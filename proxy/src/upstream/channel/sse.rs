@@ -92,7 +92,7 @@ async fn open(
 ) -> Result<(Stream, Uri), Over> {
     let mut headers = HeaderMap::new();
     headers.insert(header::ACCEPT, HeaderValue::from_static("text/event-stream"));
-    let getting = peer.send(principal, Method::GET, &peer.url, &headers, Bytes::new());
+    let getting = peer.send(principal, Method::GET, &peer.url, headers, Bytes::new());
     let answer = getting.await.map_err(|_| Over)?;
     let (head, body) = answer.into_parts();
     let wrong = unacceptable(head.status, &head.headers).is_some();
@@ -118,7 +118,7 @@ async fn open(
 async fn say(peer: &Peer, principal: PrincipalId, to: &Uri, line: Bytes) -> Result<(), Over> {
     let mut headers = HeaderMap::new();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    let answer = peer.send(principal, Method::POST, to, &headers, line).await.map_err(|_| Over)?;
+    let answer = peer.send(principal, Method::POST, to, headers, line).await.map_err(|_| Over)?;
     if answer.status().is_success() { Ok(()) } else { Err(Over) }
 }
 
