@@ -1,10 +1,11 @@
 //! What must hold of every cluster after whatever was done to it, asked of a query service.
 
 use std::collections::BTreeSet;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::question::{number, sql};
 use crate::storm::{Seen, UNAVAILABLE};
@@ -112,4 +113,17 @@ pub async fn whatever_ran_was_opened(query: &str, server: &Upstream) -> anyhow::
     let unopened: Vec<_> = ran.iter().filter(|tool| !opened.contains(tool.as_str())).collect();
     ensure!(unopened.is_empty(), "ran without an opening: {unopened:?}");
     Ok(())
+}
+
+/// What is stored is what was signed, and nothing of it is missing: so `custody verify --json` says,
+/// as it is told to run. The records that it has seen.
+///
+/// # Errors
+/// With its verdict.
+pub fn lake_is_valid(mut verify: Command) -> anyhow::Result<u64> {
+    let output = verify.output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let verdict: Value = serde_json::from_slice(&output.stdout).context(said)?;
+    ensure!(output.status.success() && verdict["verdict"] == "valid", "{verdict:#}");
+    verdict["records"].as_u64().context("no records were counted")
 }

@@ -85,7 +85,8 @@ impl Plan {
     pub fn build(&self, folder: &Path) -> anyhow::Result<Cluster> {
         let config = folder.join("custody.toml");
         std::fs::write(&config, self.text(folder)?)?;
-        Ok(Cluster { folder: folder.to_owned(), config, store: self.store.clone() })
+        let lake = format!("s3://{}/{}", self.store.bucket, self.lake_path);
+        Ok(Cluster { folder: folder.to_owned(), config, lake, store: self.store.clone() })
     }
 
     fn text(&self, folder: &Path) -> anyhow::Result<String> {
@@ -114,6 +115,7 @@ pub struct Cluster {
     folder: PathBuf,
     /// The configuration of all roles.
     pub config: PathBuf,
+    lake: String,
     store: Store,
 }
 
@@ -142,6 +144,20 @@ impl Cluster {
         let mut command = Command::new(executable()?);
         command.args(arguments).arg("-c").arg(&self.config).stdin(Stdio::null());
         Ok(command.output()?)
+    }
+
+    /// `custody verify` of the lake, as one object of JSON.
+    ///
+    /// # Errors
+    /// When the executable has not been built.
+    pub fn verify(&self) -> anyhow::Result<Command> {
+        let mut command = Command::new(executable()?);
+        command
+            .args(["verify", "--json", "--bodies", "--lake", &self.lake, "-c"])
+            .arg(&self.config)
+            .env("AWS_ACCESS_KEY_ID", &self.store.access_key)
+            .env("AWS_SECRET_ACCESS_KEY", &self.store.secret_key);
+        Ok(command)
     }
 
     /// The command of a role called `name`, such as `ingest-1`: its writer, its folder.

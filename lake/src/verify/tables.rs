@@ -51,12 +51,22 @@ async fn read_file(
                 let mut one = File { file, stored: &stored, streams, wanted, verdict };
                 one.check()
             }
-            None => Ok(()),
+            None => {
+                nothing(file, verdict);
+                Ok(())
+            }
         }),
         Err(error) => return verdict.find(file.path.as_ref(), error.to_string()),
     };
     if let Err(error) = checked {
         verdict.find(file.path.as_ref(), error.to_string());
+    }
+}
+
+/// A file without a row, which is right only if the table's log says so.
+fn nothing(file: &DataFile, verdict: &mut Verdict) {
+    if let Some(rows) = file.rows.filter(|rows| *rows > 0) {
+        verdict.find(file.path.as_ref(), format!("it holds no row, and the log says {rows}"));
     }
 }
 

@@ -1,5 +1,6 @@
 //! `custody up` on local disk, killed again and again, each life on what the one before has left.
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -7,7 +8,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::Told;
-use crate::product::Setup;
+use crate::product::{Setup, executable};
 use crate::storm::{Seen, Storm};
 use crate::upstream::{Behaviour, Upstream};
 use crate::{check, question, wait};
@@ -44,8 +45,8 @@ async fn rage(seed: u64, kills: u32, folder: &std::path::Path) -> anyhow::Result
         custody.kill()?;
         seen.add(storm.end().await?);
     }
-    let custody = setup.start(folder)?;
-    let query = &custody.query;
+    let mut custody = setup.start(folder)?;
+    let query = &custody.query.clone();
     wait::within(3 * wait::PATIENCE, "an ending of every call", || async {
         let open = "SELECT count(*) FROM calls WHERE status = 'in_flight'";
         (question::number(query, open).await.ok()? == 0).then_some(())
@@ -57,6 +58,10 @@ async fn rage(seed: u64, kills: u32, folder: &std::path::Path) -> anyhow::Result
     let mut told = Told::default();
     told.kills.insert("custody up".to_owned(), kills);
     told.count(query, &seen).await?;
+    ensure!(custody.stop()?, "it did not stop in order");
+    let mut verify = Command::new(executable()?);
+    verify.args(["verify", "--json", "--bodies", "--lake"]).arg(folder.join("data/lake"));
+    told.verified = check::lake_is_valid(verify)?;
     ensure!(seen.answered.len() > 20, "the storm was no storm: {told:?}");
     Ok(told)
 }

@@ -231,7 +231,17 @@ impl Havoc {
         check::whatever_ran_was_opened(&query, &self.upstream).await?;
         self.told.count(&query, seen).await?;
         self.told.faults = self.before_store.faults();
+        self.told.verified = self.verified(patience).await?;
         ensure!(seen.answered.len() > 20, "the storm was no storm: {:?}", self.told);
         Ok(())
+    }
+    /// The records in the lake, which somebody outside finds valid: what was stored last may come
+    /// into the tables a moment before its bodies.
+    async fn verified(&self, patience: Duration) -> anyhow::Result<u64> {
+        let look = || check::lake_is_valid(self.cluster.verify()?);
+        match wait::within(patience, "a valid lake", || async { look().ok() }).await {
+            Ok(records) => Ok(records),
+            Err(_) => look(),
+        }
     }
 }

@@ -27,6 +27,8 @@ pub struct Told {
     pub calls: [usize; 4],
     /// Calls of which the audit says that nobody knows how they ended.
     pub unknown: i64,
+    /// Records in the lake at its end, every one as it was signed.
+    pub verified: u64,
     /// How long it took.
     pub took: Duration,
 }
@@ -48,6 +50,7 @@ impl Told {
         other.faults.iter().for_each(|(k, n)| *self.faults.entry(*k).or_default() += n);
         self.calls.iter_mut().zip(other.calls).for_each(|(sum, n)| *sum += n);
         self.unknown += other.unknown;
+        self.verified += other.verified;
         self.took += other.took;
     }
 }
@@ -59,13 +62,15 @@ impl fmt::Display for Told {
             f,
             "{} kills {:?}, weather {:?}, faults of the store {:?}, in {:.0?}: of {begun} calls {answered} \
              were answered, {refused} refused, {broken} cut off; every answered one is in SQL once, \
-             {} of the others are there as unknown, all have one ending, no stream has a hole",
+             {} of the others are there as unknown, all have one ending, no stream has a hole; \
+             `custody verify` finds {} records as they were signed",
             self.kills.values().sum::<u32>(),
             self.kills,
             self.weather,
             self.faults,
             self.took,
             self.unknown,
+            self.verified,
         )
     }
 }

@@ -2,6 +2,7 @@
 //! figures that were measured in turns in one run. `docs/benchmarks.md` has the results.
 
 mod cluster;
+mod evidence;
 mod freshness;
 mod gateway;
 mod inspect;
@@ -42,6 +43,8 @@ enum Command {
     Telemetry(telemetry::Options),
     /// Our proxy alone (a process of its own).
     Gateway(gateway::Options),
+    /// Packages and lakes of so many events: making, size, checking, memory.
+    Evidence(evidence::Options),
     /// How fast messages are looked through for patients.
     Inspect(inspect::Options),
     /// An upstream that answers every call with the same bytes (a process of its own).
@@ -64,6 +67,7 @@ fn main() -> anyhow::Result<()> {
         Command::Storm(options) => runtime.block_on(storm::run(options)),
         Command::Telemetry(options) => runtime.block_on(telemetry::run(options)),
         Command::Gateway(options) => runtime.block_on(gateway::run(options)),
+        Command::Evidence(options) => runtime.block_on(evidence::run(options)),
         Command::Inspect(options) => inspect::run(&options),
         Command::Stub(options) => runtime.block_on(stub::run(options)),
         Command::Minimal(options) => runtime.block_on(minimal::run(options)),
