@@ -15,7 +15,8 @@
 #   kafka      Apache Kafka (compose/kafka/pom.xml)         → $CUSTODY_CACHE/kafka/libs
 #   minio      MinIO, built from its Go module              → $CUSTODY_CACHE/minio/minio
 #   compose    compose-go, which judges the compose file    → $CUSTODY_CACHE/compose/compose
-#   referees   Tessera's fsck, and the second verifier      → $CUSTODY_CACHE/fsck, …/second
+#   referees   Tessera's fsck, the second verifier, and a
+#              judge of witnesses' notes and proofs         → $CUSTODY_CACHE/fsck, …/second, …/referee
 #
 # CUSTODY_CACHE is ~/.cache/custody unless set. Every piece has a stamp that names what is
 # installed, so a second call takes no time and a changed pin installs anew. Everything comes by
@@ -180,15 +181,17 @@ module() {
 }
 minio() { module minio github.com/minio/minio "$MINIO" minio; }
 fsck() { module fsck github.com/transparency-dev/tessera/cmd/fsck "$TESSERA" fsck; }
-# The verifier that shares no code with the product.
-second() {
-  local build="$cache/second/build"
+# own NAME FOLDER: builds a Go program of ours, which shares no code with the product.
+own() {
+  local build="$cache/$1/build"
   golang
   mkdir -p "$build"
-  (cd "$here/verify-independent" && GOPATH="$build/path" GOCACHE="$build/cache" GOFLAGS=-modcacherw \
-    CGO_ENABLED=0 attempt second go build -o "$cache/second/second" .)
+  (cd "$here/$2" && GOPATH="$build/path" GOCACHE="$build/cache" GOFLAGS=-modcacherw \
+    CGO_ENABLED=0 attempt "$1" go build -o "$cache/$1/$1" .)
   rm -rf "$build"
 }
+second() { own second verify-independent; }
+referee() { own referee referee; }
 compose() { module compose github.com/compose-spec/compose-go/v2/cmd "$COMPOSE" cmd; }
 
 install() {
@@ -201,6 +204,7 @@ install() {
     referees)
       piece fsck "$TESSERA" fsck
       piece second "$(cat "$here"/verify-independent/go.* "$here"/verify-independent/*.go | cksum)" second
+      piece referee "$(cat "$here"/referee/go.* "$here"/referee/*.go | cksum)" referee
       ;;
     runner)
       need cargo "install Rust with rustup"

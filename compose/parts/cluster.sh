@@ -150,7 +150,7 @@ cluster_prepare() {
   "$custody" topics create -c "$dir/custody.toml" >&2
   mkdir -p "$dir/logs"
   for name in $(<"$dir/names"); do
-    [[ $name == record || $name == ingest-* ]] || "$custody" keys enrol "$name" -c "$dir/custody.toml" >&2
+    [[ $name == record || $name == ingest-* ]] || "$custody" keys add "$name" -c "$dir/custody.toml" >&2
     ln -sfn "../$name/log" "$dir/logs/$name.log"
   done
   ln -sfn ../minio/minio/log "$dir/logs/minio.log"

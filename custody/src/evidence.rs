@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 #[cfg(feature = "query")]
 pub use ask::{EvidenceCommand, run};
 
-use crate::verify::{Patience, TOLD, grouped, time};
+use crate::verify::{Patience, TOLD, cosigned, cosigned_json, grouped, time};
 
 /// The head of the log that lies in a package.
 pub fn head(file: &Path) -> anyhow::Result<String> {
@@ -100,6 +100,7 @@ fn lines(j: &Judged) -> Vec<(&'static str, String)> {
                 grouped(j.roots)
             ),
         ),
+        ("witnesses", cosigned(j.witnessed.as_ref(), j.log_size)),
         ("population", format!("{} events, each under a checkpoint", grouped(j.population))),
         (
             "records",
@@ -138,7 +139,8 @@ fn object(j: &Judged) -> Value {
     json!({
         "verdict": word, "deployment": j.deployment, "root": j.root, "root_pinned": j.pinned,
         "earlier_head": j.earlier, "from": j.from, "to": j.to, "through": j.through,
-        "log_size": j.log_size, "streams": j.streams, "checkpoints": j.checkpoints,
+        "log_size": j.log_size, "witnessed": cosigned_json(j.witnessed.as_ref()),
+        "streams": j.streams, "checkpoints": j.checkpoints,
         "roots": j.roots, "population": j.population, "scope": j.scope, "filter": j.filter,
         "flagged": j.flagged, "opened": j.opened, "drawn": j.drawn,
         "drawn_opened": j.drawn_opened, "expired": j.expired, "erased": j.erased,

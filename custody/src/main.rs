@@ -25,6 +25,7 @@ mod evidence;
 mod http;
 mod keys;
 mod metrics;
+mod outbound;
 #[cfg(feature = "proxy")]
 mod resend;
 mod serve;
@@ -35,6 +36,7 @@ mod tools;
 mod topics;
 #[cfg(any(feature = "ingest", feature = "query"))]
 mod verify;
+mod witness;
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -52,7 +54,7 @@ const EXIT_USAGE: u8 = 64;
     name = "custody",
     version,
     about = "An unbroken, provable chain of custody for everything AI agents do with your data",
-    after_help = "Begin with:\n  custody demo            a synthetic record, agents, and the PHI-access report\n  custody up              proxy, ingest and query in one process\n\nApart, with Kafka between them and an object store below:\n  custody topics create   once for each deployment\n  custody keys enrol NAME once for each process that records\n  custody proxy           one for each place where agents are\n  custody ingest          as many as there is work, at most one for each partition\n  custody query           one for each place where people ask\n\nExit codes: 0 done, 1 failed, 3 incomplete (report --strict), 64 wrong usage or configuration"
+    after_help = "Begin with:\n  custody demo            a synthetic record, agents, and the PHI-access report\n  custody up              proxy, ingest and query in one process\n\nApart, with Kafka between them and an object store below:\n  custody topics create   once for each deployment\n  custody keys add NAME   once for each process that records\n  custody proxy           one for each place where agents are\n  custody ingest          as many as there is work, at most one for each partition\n  custody query           one for each place where people ask\n\nExit codes: 0 done, 1 failed, 3 incomplete (report --strict), 64 wrong usage or configuration"
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -146,6 +148,14 @@ enum Command {
         after_help = "Examples:\n  custody verify q1.evidence --root root.vkey --head head-of-march\n  custody verify --lake ./custody-data/lake\n  custody verify --lake s3://records/custody -c custody.toml --root audit.example/root+1a2b3c4d+AT…\n  custody verify --lake ./lake --head head-of-march --save-head head-of-april"
     )]
     Verify(verify::Verify),
+    /// A witness: cosigns a log only if it has grown out of what it saw last.
+    ///
+    /// For auditors, and for anybody whom the operator of the log does not command. It needs no
+    /// configuration, keeps one small file for each log, and learns sizes and hashes only.
+    #[command(
+        after_help = "Examples:\n  custody witness --data ./witness --name auditor.example/w1 --log audit.example+1a2b3c4d+AT…\n  custody witness --data ./witness --log log.vkey --listen 0.0.0.0:7490\n\nThe operator's side: the line that it prints goes into the file that witness.policy names."
+    )]
+    Witness(witness::Witness),
     /// Shows what tools the servers offer, how their definitions have changed, and approves changes.
     #[cfg(feature = "query")]
     #[command(
@@ -297,6 +307,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Evidence(command) => serve::block_on(evidence::run(command)),
         #[cfg(any(feature = "ingest", feature = "query"))]
         Command::Verify(options) => serve::block_on(verify::run(options)),
+        Command::Witness(options) => witness::run(options),
         #[cfg(feature = "query")]
         Command::Tools(tools) => serve::block_on(tools::run(tools)),
         Command::Token(TokenCommand::Create { name, json }) => create_token(&name, json),

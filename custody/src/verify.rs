@@ -8,10 +8,15 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use custody_lake::ask::Refusal;
 use custody_lake::evidence::Trust;
 use custody_lake::verify::{self, Request, Verdict};
+use custody_lake::witnessed::Witnessed;
+use custody_schemas::id::Micros;
+use custody_schemas::seal::policy::Policy;
 use serde_json::json;
 
+use crate::serve::witnessing;
 use crate::{ConfigFile, evidence};
 
 /// Not as it was signed.
@@ -38,6 +43,13 @@ pub struct Verify {
     /// A head of the deployment log that you have kept: the log must have grown from it.
     #[arg(long, value_name = "FILE")]
     head: Option<PathBuf>,
+    /// Whose cosignatures on the log you ask for: a file in the form of C2SP tlog-policy.
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+    /// Ask the witnesses of the policy what they have seen of the log: the only step that needs a
+    /// network.
+    #[arg(long, requires = "policy", requires = "lake")]
+    ask: bool,
     /// Keep the log's present head in a file, for the next time.
     #[arg(long, value_name = "FILE")]
     save_head: Option<PathBuf>,
@@ -54,7 +66,8 @@ pub struct Verify {
 /// Runs the command.
 pub async fn run(options: Verify) -> anyhow::Result<ExitCode> {
     if let Some(package) = &options.package {
-        let trust = Trust { root: root(&options), head: head(&options)? };
+        let trust =
+            Trust { root: root(&options), head: head(&options)?, policy: policy(&options)? };
         let judged = evidence::judge(package, &trust)?;
         let (valid, complete) = (judged.is_valid(), judged.is_complete());
         options.keep(valid, || evidence::head(package))?;
@@ -64,7 +77,10 @@ pub async fn run(options: Verify) -> anyhow::Result<ExitCode> {
     let url = options.lake.clone().context("name a package, or a lake with --lake")?;
     let request = request(&options)?;
     let patience = Patience::new("files");
-    let verdict = verify::lake(&url, &request, &|done, all| patience.show(done, all)).await?;
+    let mut verdict = verify::lake(&url, &request, &|done, all| patience.show(done, all)).await?;
+    if options.ask {
+        ask(&url, &request, &mut verdict).await?;
+    }
     let seals = custody_lake::Lake::seals_at(&url, &request.storage)?;
     let head = seals.text("log/checkpoint").await?;
     options.keep(verdict.is_valid(), || head.context("the log has no head"))?;
@@ -113,8 +129,74 @@ fn request(options: &Verify) -> anyhow::Result<Request> {
         storage: config.lake.storage.0.into_iter().collect(),
         root: root(options),
         head: head(options)?,
+        policy: policy(options)?,
         bodies: options.bodies,
     })
+}
+
+/// Whose cosignatures are asked for.
+fn policy(options: &Verify) -> anyhow::Result<Option<Policy>> {
+    let Some(path) = &options.policy else { return Ok(None) };
+    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    Ok(Some(Policy::parse(&text).with_context(|| path.display().to_string())?))
+}
+
+/// Shows the log's head to every witness that has an address; one that has seen another log, or more
+/// of this one, is a finding.
+async fn ask(url: &str, request: &Request, verdict: &mut Verdict) -> anyhow::Result<()> {
+    let Some(policy) = &request.policy else { return Ok(()) };
+    let seals = custody_lake::Lake::seals_at(url, &request.storage)?;
+    let head = seals.text("log/checkpoint").await?.context("the log has no head")?;
+    let (submit, head) = (witnessing::to(policy)?, custody_lake::ask::alone(&head));
+    let size = verdict.log_size;
+    for witness in policy.witnesses() {
+        let Some(address) = &witness.url else { continue };
+        let asked = custody_lake::ask::ask(&seals, &submit, address, 0, (size, &head)).await;
+        let problem = match asked {
+            Ok(lines) => match witness.key.cosigned(&format!("{head}{lines}")) {
+                Ok(Some(_)) => continue,
+                _ => "its answer holds no valid cosignature by its key".to_owned(),
+            },
+            Err(Refusal::Ahead(seen)) => {
+                format!(
+                    "it has seen {seen} entries of the log, which has only {size}: it was rolled back"
+                )
+            }
+            Err(Refusal::Fork(seen)) => format!("it has seen another log of {seen} entries"),
+            Err(Refusal::Unanswered(problem)) => {
+                anyhow::bail!("the witness {} cannot be asked: {problem}", witness.name)
+            }
+        };
+        verdict.find(format!("witness {}", witness.name), problem);
+    }
+    Ok(())
+}
+
+/// What the verdict says of witnesses.
+pub fn cosigned(witnessed: Option<&Witnessed>, log_size: u64) -> String {
+    let Some(witnessed) = witnessed else {
+        return "none: an operator with all keys could show another log to everybody".to_owned();
+    };
+    let of = format!("{} of {} entries", grouped(witnessed.size), grouped(log_size));
+    if !witnessed.checked {
+        let lines = witnessed.lines;
+        return format!(
+            "{of} carry {lines} cosignature(s), not checked: name your policy with --policy"
+        );
+    }
+    let by = witnessed.by.iter().map(|(name, at)| {
+        let at = Micros::new(at.saturating_mul(1_000_000));
+        format!("{name} at {}", time(at))
+    });
+    format!("{of} cosigned by {}", by.collect::<Vec<_>>().join(", "))
+}
+
+/// The same for programs.
+pub fn cosigned_json(witnessed: Option<&Witnessed>) -> serde_json::Value {
+    let Some(witnessed) = witnessed else { return serde_json::Value::Null };
+    let by = witnessed.by.iter().map(|(name, at)| json!({"witness": name, "at": at}));
+    let by: Vec<_> = by.collect();
+    json!({"size": witnessed.size, "checked": witnessed.checked, "by": by})
 }
 
 /// The root's key, as it was given or as it stands in the file that was.
@@ -165,7 +247,7 @@ impl Patience {
     }
 }
 
-pub fn time(at: custody_schemas::id::Micros) -> String {
+pub fn time(at: Micros) -> String {
     let at = i64::try_from(at.get()).unwrap_or(i64::MAX);
     jiff::Timestamp::from_microsecond(at).map_or_else(|_| at.to_string(), |at| at.to_string())
 }
@@ -197,6 +279,7 @@ fn lines(v: &Verdict) -> Vec<(&'static str, String)> {
         ("root key", format!("{} ({pinned})", v.root)),
         ("keyring", format!("edition {}, {} writers", v.edition, v.writers)),
         ("log", format!("{} entries, root {}; {earlier}", grouped(v.log_size), v.log_root)),
+        ("witnesses", cosigned(v.witnessed.as_ref(), v.log_size)),
         (
             "streams",
             format!("{}, {} checkpoints valid", grouped(v.streams), grouped(v.checkpoints)),
@@ -276,7 +359,8 @@ fn tell_json(v: &Verdict) -> anyhow::Result<()> {
     let object = json!({
         "verdict": verdict, "deployment": v.deployment, "root": v.root, "root_pinned": v.pinned,
         "keyring_edition": v.edition, "writers": v.writers, "log_size": v.log_size,
-        "log_root": v.log_root, "earlier_head": v.earlier, "streams": v.streams,
+        "log_root": v.log_root, "earlier_head": v.earlier,
+        "witnessed": cosigned_json(v.witnessed.as_ref()), "streams": v.streams,
         "checkpoints": v.checkpoints, "leaves": v.leaves, "attested": v.attested,
         "files": v.files, "records": v.records, "unsealed": v.unsealed, "missing": v.missing,
         "conflicts": v.conflicts, "undecodable": v.undecodable, "bodies": v.bodies,

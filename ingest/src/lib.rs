@@ -9,8 +9,8 @@
 //! 3. A second thread encodes rows into Parquet files as they come (`storing`). At 32 MB, after
 //!    60 seconds, or at a stop, the files are stored and committed together with the new position.
 //! 4. The journal is told what it no longer needs to keep.
-//! 5. What was stored is read back, compared with what its writers have signed, and sealed
-//!    (`verify`).
+//! 5. What was stored is read back, compared with what its writers have signed, and sealed; the
+//!    head of the log of seals goes to the witnesses (`verify`).
 //!
 //! A batch is never taken apart or built again: whatever the store answers, the same files are
 //! offered until the table says that they are in it, or that somebody else owns the partition.
@@ -47,7 +47,7 @@ use tokio_util::sync::CancellationToken;
 pub use assigned::Assigned;
 pub use error::{IngestError, Remedy};
 pub use status::{Counts, Durations, PartitionStatus};
-pub use verify::{SealStatus, Sealing};
+pub use verify::{SealStatus, Sealing, WitnessStatus};
 
 use assigned::Crew;
 use known::Stored;
@@ -190,7 +190,11 @@ impl Ingest {
             let mut last = false;
             while !last {
                 let carried = stored.carried();
-                let passed = tokio::time::timeout(PASS_TIMEOUT, sealer.pass(&carried));
+                let passing = async {
+                    sealer.pass(&carried).await?;
+                    sealer.witness().await
+                };
+                let passed = tokio::time::timeout(PASS_TIMEOUT, passing);
                 let problem = match passed.await {
                     Ok(Ok(())) => None,
                     Ok(Err(error)) => Some(error.to_string()),

@@ -1,7 +1,8 @@
 //! What ingest shows of itself, for `/metrics`: one line for each partition that it carries or has
-//! carried, asked when the page is.
+//! carried, and how sealing stands, asked when the page is.
 //!
-//! Labels are topics and the names of partitions, which are numbers or writers' names.
+//! Labels are topics and the names of partitions, which are numbers or writers' names, and the names
+//! of witnesses in the policy.
 
 use std::fmt;
 use std::sync::{Arc, Weak};
@@ -12,7 +13,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::status::DURATION_BOUNDS;
-use crate::{Ingest, PartitionStatus};
+use crate::{Ingest, PartitionStatus, SealStatus, WitnessStatus};
 
 /// Shows on `page` how every partition of `ingest` stands, for as long as it is there.
 pub fn show(page: &mut Registry, ingest: &Arc<Ingest>) {
@@ -113,7 +114,68 @@ impl Collector for Page {
         let help = "1 while something keeps the partition from moving";
         lines.gauge(("custody_ingest_stuck", help), None, |p| Some(truth(p.problem.is_some())))?;
         lines.counts()?;
-        lines.commits()
+        lines.commits()?;
+        match ingest.seals() {
+            Some(seals) => Seals { to: lines.to, seals }.encode(),
+            None => Ok(()),
+        }
+    }
+}
+
+/// How sealing stands.
+struct Seals<'e> {
+    to: DescriptorEncoder<'e>,
+    seals: SealStatus,
+}
+
+impl Seals<'_> {
+    fn encode(mut self) -> fmt::Result {
+        let seals = std::mem::take(&mut self.seals);
+        self.counter("custody_seal_leaves", "Leaves verified and sealed", seals.leaves)?;
+        let help = "Leaves that were signed and whose record is not in the table";
+        self.counter("custody_seal_missing", help, seals.missing)?;
+        let help = "Findings of something stored that is not what was signed";
+        self.counter("custody_seal_findings", help, seals.faults)?;
+        let help = "Stored records that wait for a checkpoint";
+        self.gauge("custody_seal_waiting_records", help, number(seals.waiting))?;
+        let help = "Entries of the deployment log";
+        self.gauge("custody_seal_log_entries", help, number(seals.log_size))?;
+        let help = "1 while something keeps stored records from being sealed";
+        self.gauge("custody_seal_stuck", help, truth(seals.problem.is_some()))?;
+        if seals.witnesses.is_empty() {
+            return Ok(());
+        }
+        let help = "Entries of the deployment log that enough witnesses have cosigned";
+        self.gauge("custody_seal_witnessed_entries", help, number(seals.witnessed))?;
+        self.witnesses(&seals.witnesses)
+    }
+
+    fn witnesses(&mut self, witnesses: &[WitnessStatus]) -> fmt::Result {
+        let help = "Entries of the deployment log that the witness has cosigned";
+        let kind = MetricType::Gauge;
+        let mut lines = self.to.encode_descriptor("custody_witness_entries", help, None, kind)?;
+        for witness in witnesses {
+            let labels = [("witness", witness.name.as_str())];
+            lines.encode_family(&labels)?.encode_gauge(&number(witness.size))?;
+        }
+        let help = "How often the witness did not cosign what it was shown";
+        let kind = MetricType::Counter;
+        let mut lines = self.to.encode_descriptor("custody_witness_failures", help, None, kind)?;
+        for witness in witnesses {
+            let labels = [("witness", witness.name.as_str())];
+            let mut line = lines.encode_family(&labels)?;
+            line.encode_counter::<NoLabelSet, u64, u64>(&witness.failures, None)?;
+        }
+        Ok(())
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, number: f64) -> fmt::Result {
+        self.to.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&number)
+    }
+
+    fn counter(&mut self, name: &str, help: &str, number: u64) -> fmt::Result {
+        let mut line = self.to.encode_descriptor(name, help, None, MetricType::Counter)?;
+        line.encode_counter::<NoLabelSet, u64, u64>(&number, None)
     }
 }
 

@@ -11,6 +11,7 @@
 //! 4. A reader pins a [`Snapshot`]: its files, and how far each partition is stored at exactly
 //!    that version; what lies beyond is in the journal.
 
+pub mod ask;
 pub mod batch;
 pub mod columns;
 pub mod commit;
@@ -36,6 +37,7 @@ pub mod tags;
 pub mod tiles;
 mod trouble;
 pub mod verify;
+pub mod witnessed;
 
 pub use commit::{CommitError, Outcome, TxnStep, app_id, file_app_id};
 pub use snapshot::{Bound, DataFile, Snapshot};

@@ -236,11 +236,16 @@ const TOOL_CHANGES: &str = "SELECT t.at, t.server, t.tool, t.tool_definition, \
         WHERE count = 1 AND encoding = 'identity' AND cipher = 'none') b \
     ON t.request_body = b.body";
 
-const STREAMS: &str = "SELECT stream, split_part(stream, '/', 1) AS writer, \
-    min(at) AS first_at, max(at) AS last_at, count(DISTINCT seq) AS events, \
-    max(seq) + 1 - count(DISTINCT seq) AS gaps, \
-    bool_or(kind = 'stream.closed') AS closed \
-    FROM events WHERE entry = 'event' AND stream IS NOT NULL GROUP BY stream";
+const STREAMS: &str = "SELECT s.stream, s.writer, s.first_at, s.last_at, s.events, s.gaps, s.closed, \
+    coalesce(f.found, 0) AS integrity_failures \
+    FROM (SELECT stream, split_part(stream, '/', 1) AS writer, \
+        min(at) AS first_at, max(at) AS last_at, count(DISTINCT seq) AS events, \
+        max(seq) + 1 - count(DISTINCT seq) AS gaps, \
+        bool_or(kind = 'stream.closed') AS closed \
+        FROM events WHERE entry = 'event' AND stream IS NOT NULL GROUP BY stream) s \
+    LEFT JOIN (SELECT json_text(detail, 'stream') AS stream, count(*) AS found FROM events \
+        WHERE entry = 'event' AND kind = 'integrity.failed' GROUP BY json_text(detail, 'stream')) f \
+    ON s.stream = f.stream";
 
 const QUARANTINE: &str = "SELECT journaled_at, entry, problem, stream, seq, record, raw, \
     journal_partition, journal_offset \
@@ -290,6 +295,7 @@ pub const MEANINGS: &[(&str, &str)] = &[
     ("events", "how many different events are stored"),
     ("gaps", "how many events below the last are missing"),
     ("closed", "whether its last event is there"),
+    ("integrity_failures", "how often something stored of it was found not to be what was signed"),
     ("part", "`request`, `response`, `edits` (of the request) or `response_edits`"),
     ("response_edits_body", "id of the body that says what the proxy changed in the answer"),
     ("response_edit_count", "how many edits the proxy made in the answer"),

@@ -31,6 +31,8 @@ pub struct Plan {
     pub lake: String,
     /// See `proxy`.
     pub query: String,
+    /// Whole sections.
+    pub more: String,
     /// Lines of `[journal.options]`.
     pub options: String,
     /// Where the lake is, in the bucket.
@@ -63,6 +65,7 @@ impl Plan {
             options: String::new(),
             lake: "flush_seconds = 1\n".to_owned(),
             query: String::new(),
+            more: String::new(),
             servers: String::new(),
             security,
             brokers: kafka.bootstrap.clone(),
@@ -105,7 +108,7 @@ impl Plan {
         let (bucket, path, endpoint) = (&self.store.bucket, &self.lake_path, &self.store.endpoint);
         writeln!(text, "[lake]\nurl = \"s3://{bucket}/{path}\"\n{}", self.lake)?;
         writeln!(text, "[lake.storage]\nendpoint = {endpoint:?}\nregion = \"us-east-1\"")?;
-        writeln!(text, "allow_http = \"true\"\n{}", self.servers)?;
+        writeln!(text, "allow_http = \"true\"\n{}\n{}", self.servers, self.more)?;
         Ok(text)
     }
 }
@@ -123,10 +126,10 @@ impl Cluster {
     /// Makes the topics and lists these writers.
     ///
     /// # Errors
-    /// With what `custody topics create` or `custody keys enrol` says.
+    /// With what `custody topics create` or `custody keys add` says.
     pub fn prepare(&self, writers: &[&str]) -> anyhow::Result<()> {
         self.done(&["topics", "create"])?;
-        writers.iter().try_for_each(|writer| self.done(&["keys", "enrol", writer]))
+        writers.iter().try_for_each(|writer| self.done(&["keys", "add", writer]))
     }
 
     /// Runs a command that must succeed.

@@ -20,3 +20,4 @@ pub mod storm;
 pub mod tools;
 pub mod upstream;
 pub mod wait;
+pub mod witness;

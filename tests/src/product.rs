@@ -39,6 +39,7 @@ pub struct Setup {
     proxy: String,
     lake: String,
     query: String,
+    more: String,
     talkative: bool,
 }
 
@@ -101,6 +102,14 @@ impl Setup {
         self
     }
 
+    /// Adds whole sections.
+    #[must_use]
+    pub fn sections(mut self, sections: &str) -> Self {
+        self.more.push_str(sections);
+        self.more.push('\n');
+        self
+    }
+
     /// Lets it say all it can, into `stderr.log` beside its data.
     #[must_use]
     pub fn talkative(mut self) -> Self {
@@ -108,18 +117,27 @@ impl Setup {
         self
     }
 
+    /// Writes the configuration into `folder`; its path, and where the data will be.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write(&self, folder: &Path) -> anyhow::Result<(PathBuf, PathBuf)> {
+        let config = folder.join("custody.toml");
+        let data = folder.join("data");
+        let text = format!(
+            "[deployment]\nname = \"audit.test\"\ndata = {data:?}\n[proxy]\nlisten = \"127.0.0.1:0\"\n{}[lake]\n{}[query]\nlisten = \"127.0.0.1:0\"\n{}{}{}{}",
+            self.proxy, self.lake, self.query, self.servers, self.keys, self.more
+        );
+        std::fs::write(&config, text)?;
+        Ok((config, data))
+    }
+
     /// Starts the product with its data in `folder`, which may hold an earlier run's.
     ///
     /// # Errors
     /// When it does not say that it is ready within a minute; with what it said instead.
     pub fn start(&self, folder: &Path) -> anyhow::Result<Custody> {
-        let config = folder.join("custody.toml");
-        let data = folder.join("data");
-        let text = format!(
-            "[deployment]\nname = \"audit.test\"\ndata = {data:?}\n[proxy]\nlisten = \"127.0.0.1:0\"\n{}[lake]\n{}[query]\nlisten = \"127.0.0.1:0\"\n{}{}{}",
-            self.proxy, self.lake, self.query, self.servers, self.keys
-        );
-        std::fs::write(&config, text)?;
+        let (config, data) = self.write(folder)?;
         let log = folder.join("stderr.log");
         Custody::start(&config, data, self.talkative.then_some(log.as_path()))
     }

@@ -93,7 +93,7 @@ func unzip(path string) (map[string][]byte, error) {
 	return found, nil
 }
 
-func checkPackage(path, root string) (bool, error) {
+func checkPackage(path, root string, p *policy) (bool, error) {
 	all, err := unzip(path)
 	if err != nil {
 		return false, err
@@ -120,6 +120,9 @@ func checkPackage(path, root string) (bool, error) {
 	}
 	log, err := readLog(all["log/checkpoint"], entries, root, read)
 	if err != nil {
+		return false, err
+	}
+	if err := checkWitnessed(log, entries, p, read); err != nil {
 		return false, err
 	}
 	if log.ring.deployment != m.Deployment {

@@ -1,8 +1,8 @@
 // A second verifier of Custody's evidence, written from docs/formats.md alone. It shares no code
 // with the product: notes and tree hashes are those of the Go project (golang.org/x/mod/sumdb).
 //
-//	verify-independent [-root VKEY] FILE.evidence
-//	verify-independent [-root VKEY] -seal DIR
+//	verify-independent [-root VKEY] [-policy FILE] FILE.evidence
+//	verify-independent [-root VKEY] [-policy FILE] -seal DIR
 //
 // Exit codes: 0 valid, 1 invalid, 3 incomplete, 64 wrong usage.
 package main
@@ -25,14 +25,16 @@ func wrong(place, format string, values ...any) error {
 func main() {
 	root := flag.String("root", "", "the root's public key, as the auditor keeps it")
 	seal := flag.String("seal", "", "a lake's folder seal")
+	policyFile := flag.String("policy", "", "whose cosignatures are asked for (C2SP tlog-policy)")
 	flag.Parse()
 	var complete bool
-	var err error
+	policy, err := readPolicy(*policyFile)
 	switch {
+	case err != nil:
 	case *seal != "" && flag.NArg() == 0:
-		complete, err = checkSeal(*seal, *root)
+		complete, err = checkSeal(*seal, *root, policy)
 	case *seal == "" && flag.NArg() == 1:
-		complete, err = checkPackage(flag.Arg(0), *root)
+		complete, err = checkPackage(flag.Arg(0), *root, policy)
 	default:
 		flag.Usage()
 		os.Exit(64)

@@ -11,7 +11,7 @@ import (
 )
 
 // checkSeal verifies a lake's folder seal: the log, every stream's leaf data at every logged size.
-func checkSeal(folder, root string) (bool, error) {
+func checkSeal(folder, root string, p *policy) (bool, error) {
 	read := func(name string) ([]byte, error) { return os.ReadFile(filepath.Join(folder, name)) }
 	if root == "" {
 		text, err := read("root")
@@ -36,6 +36,9 @@ func checkSeal(folder, root string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
+	if err := checkWitnessed(log, entries, p, read); err != nil {
+		return false, err
+	}
 	leaves := 0
 	for stream, sizes := range log.streams {
 		place := "streams/" + stream
@@ -43,18 +46,18 @@ func checkSeal(folder, root string) (bool, error) {
 		if err != nil {
 			return false, err
 		}
-		var p peaks
+		var tree peaks
 		for i, leaf := range data {
 			if len(leaf) != 44 {
 				return false, wrong(place, "leaf %d has not 44 bytes", i)
 			}
-			p.push(0, tlog.RecordHash(leaf))
-			c, logged := sizes[p.at]
-			if logged && c.root != p.root() {
-				return false, wrong(place, "another root at size %d", p.at)
+			tree.push(0, tlog.RecordHash(leaf))
+			c, logged := sizes[tree.at]
+			if logged && c.root != tree.root() {
+				return false, wrong(place, "another root at size %d", tree.at)
 			}
 			if logged && c.until != 0 && binary.BigEndian.Uint64(leaf[32:]) >= c.until {
-				return false, wrong(place, "the key had been closed at size %d", p.at)
+				return false, wrong(place, "the key had been closed at size %d", tree.at)
 			}
 		}
 		leaves += len(data)

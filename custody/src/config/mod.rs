@@ -13,8 +13,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use custody_journal::kafka::KafkaSettings;
+use custody_journal::keys::Source;
+use custody_schemas::seal::policy::Policy;
 
 pub use document::Mistake;
 use reach::Reach;
@@ -38,6 +41,8 @@ pub struct Config {
     pub ingest: Ingest,
     /// `[query]`
     pub query: Query,
+    /// `[witness]`
+    pub witness: Witness,
     /// `[telemetry]`
     pub telemetry: Telemetry,
     /// SHA-256 of the file's text and of the overrides, without their secrets, recorded when a
@@ -56,6 +61,8 @@ pub struct Deployment {
     pub data: PathBuf,
     /// Folder for keys, `{data}/keys` unless given.
     pub keys: PathBuf,
+    /// Where single keys are instead, by their names.
+    pub signers: Vec<(String, Source)>,
 }
 
 impl Deployment {
@@ -262,6 +269,13 @@ pub struct Query {
     pub memory_bytes: u64,
     /// How many rows an answer may have.
     pub max_rows: u64,
+}
+
+/// Who cosigns the deployment's log.
+#[derive(Clone, Debug, Default)]
+pub struct Witness {
+    /// Whom to ask, and how many are enough; nobody without it.
+    pub policy: Option<Arc<Policy>>,
 }
 
 /// What is told to those who watch the process.

@@ -1,5 +1,7 @@
 //! What a configuration comes down to, in a few lines for people.
 
+use custody_schemas::seal::policy::Policy;
+
 use super::{Config, Durability, Kafka};
 
 impl Config {
@@ -33,8 +35,19 @@ impl Config {
                     self.query.time_zone
                 ),
             ),
+            ("witness", self.witness.policy.as_ref().map_or_else(nobody, |policy| asked(policy))),
         ]
     }
+}
+
+fn nobody() -> String {
+    "nobody cosigns the log: set witness.policy".to_owned()
+}
+
+fn asked(policy: &Policy) -> String {
+    let all = policy.witnesses();
+    let asked = all.iter().filter(|witness| witness.url.is_some()).count();
+    format!("{} in the policy, {asked} with an address", all.len())
 }
 
 fn kafka(kafka: &Kafka) -> String {

@@ -1,40 +1,26 @@
 //! Health, readiness and metrics of a process that serves nothing else.
 //!
 //! `/healthz` answers as long as the process does, `/readyz` says what keeps it from working,
-//! `/metrics` shows what it counts. None of them names a person, a patient or a tool. Connections
-//! and the time that a head may take are limited.
+//! `/metrics` shows what it counts. None of them names a person, a patient or a tool.
 
-use std::convert::Infallible;
-use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::Full;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::body::Incoming;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+
+use super::accepting;
 
 /// What a process counts, shown on every `/metrics` of it.
 pub type Page = Arc<Mutex<Registry>>;
 /// What keeps a part from working, if something does.
 pub type Ready = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
-
-/// Connections at a time.
-const CONNECTIONS: usize = 64;
-/// How long a head may take, on a kept connection too.
-const HEAD: Duration = Duration::from_secs(10);
-/// How long open connections may take to end.
-const LEAVE: Duration = Duration::from_secs(1);
-/// The pause after a connection could not be accepted.
-const PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves until `stop`.
 pub async fn serve(
@@ -43,49 +29,12 @@ pub async fn serve(
     ready: Ready,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let mut connections = JoinSet::new();
-    loop {
-        let room = connections.len() < CONNECTIONS;
-        tokio::select! {
-            () = stop.cancelled() => break,
-            Some(_) = connections.join_next() => {}
-            accepted = listener.accept(), if room => match accepted {
-                Ok((stream, _)) => {
-                    let answering = answer(stream, Arc::clone(&page), Arc::clone(&ready), stop.clone());
-                    connections.spawn(answering);
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "a connection could not be accepted");
-                    tokio::time::sleep(PAUSE).await;
-                }
-            },
-        }
-    }
-    let left = async { while connections.join_next().await.is_some() {} };
-    if tokio::time::timeout(LEAVE, left).await.is_err() {
-        connections.shutdown().await;
-    }
-    Ok(())
-}
-
-async fn answer(stream: TcpStream, page: Page, ready: Ready, stop: CancellationToken) {
-    let service = service_fn(|request: Request<hyper::body::Incoming>| {
+    let handler = move |request: Request<Incoming>| {
         let response = respond(request.uri().path(), &page, &ready);
-        async move { Ok::<_, Infallible>(response) }
-    });
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEAD);
-    let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = stop.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
+        async move { response }
     };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "a connection ended");
-    }
+    accepting::serve(listener, handler, stop).await;
+    Ok(())
 }
 
 fn respond(path: &str, page: &Page, ready: &Ready) -> Response<Full<Bytes>> {

@@ -12,6 +12,7 @@ use anyhow::Context;
 use custody_journal::control::{Control, ControlOptions};
 use custody_journal::keys::Keys;
 use custody_journal::ship::ShipStatus;
+use custody_journal::writer::Rotation;
 use custody_journal::{Journal, Recovery, Writer, WriterOptions, metrics, writer};
 use custody_schemas::id::Hash;
 
@@ -39,6 +40,8 @@ pub const DESK: Recorder = Recorder { name: "query-1", folder: "query", waits: f
 
 /// A process's right to record, in use.
 pub struct Recording {
+    /// The writer's name.
+    name: String,
     /// Where events are handed in.
     pub writer: Writer,
     /// What the deployment's processes share.
@@ -65,21 +68,31 @@ impl Recording {
 
     fn open_here(config: &Config, recorder: Recorder) -> anyhow::Result<Self> {
         let name = config.deployment.writer_or(recorder.name);
-        let keys = Keys::new(&config.deployment.keys, &config.deployment.name);
-        let signer = keys.writer(&name)?;
+        let keys = crate::keys::of(config);
         let folder = config.deployment.data.join(recorder.folder);
         let control = control(config, Some(folder.join("control.copy")))?;
+        if config.journal.kafka.is_none() && !keys.has_root() {
+            made_root(config);
+        }
+        let signer = match keys.next(&control, &name)? {
+            Some(next) => next,
+            None => keys.writer(&name)?,
+        };
         match &config.journal.kafka {
             Some(_) => keys.admit(&control, &signer)?,
             None => keys.enrol(&control, &signer)?,
         };
-        let (writer, recovery) = Writer::open(options(config, recorder, &name)?, signer)?;
+        let options = WriterOptions {
+            rotation: rotation(control.clone(), keys.clone(), name.clone()),
+            ..options(config, recorder, &name)?
+        };
+        let (writer, recovery) = Writer::open(options, signer)?;
         tell(&recovery);
         let kafka = config.journal.kafka.as_ref();
         let shipping = kafka.map(|kafka| Shipping::start(&writer, &kafka.settings)).transpose()?;
         let durability = recorder.durability(config);
         let patience = Duration::from_millis(config.proxy.audit_wait_ms);
-        Ok(Self { writer, control, keys, shipping, durability, patience })
+        Ok(Self { name, writer, control, keys, shipping, durability, patience })
     }
 
     /// The journal that others read, too.
@@ -88,6 +101,13 @@ impl Recording {
             Some(kafka) => kafka::journal(kafka),
             None => Ok(self.writer.journal()),
         }
+    }
+
+    /// Records what others, who record nothing, have found wrong.
+    #[cfg(feature = "query")]
+    pub fn watch_over(&self, process: &mut Process) {
+        let (control, writer) = (self.control.clone(), self.writer.clone());
+        process.then(super::alarm::record(control, writer, self.name.clone()));
     }
 
     /// Whether what is recorded becomes durable where calls wait for it to be.
@@ -143,6 +163,27 @@ pub fn control(config: &Config, copy: Option<PathBuf>) -> anyhow::Result<Control
     };
     let options = ControlOptions { copy, ..ControlOptions::new(&config.deployment.name) };
     Ok(Control::connect(&kafka.settings, &options)?)
+}
+
+/// What it means that a root key is made here, in a few plain words.
+fn made_root(config: &Config) {
+    tracing::info!(
+        "this is a new deployment: its root key is made in {0}. Whoever can read that folder can \
+         record in its name. Give {0}/root.vkey to your auditors now, and in earnest keep root.key \
+         offline: docs/evidence.md says how",
+        config.deployment.keys.display()
+    );
+}
+
+/// The key of the next run, when there is a new one.
+fn rotation(control: Control, keys: Keys, name: String) -> Rotation {
+    Rotation::new(move || match keys.next(&control, &name) {
+        Ok(next) => next,
+        Err(error) => {
+            tracing::error!(%error, "the key in use stays in use");
+            None
+        }
+    })
 }
 
 /// How long the oldest entry has waited that Kafka has not acknowledged.

@@ -1,5 +1,8 @@
 //! Connects the parts into processes: one file for each role, and what they share.
 
+pub mod accepting;
+#[cfg(any(feature = "ingest", feature = "query"))]
+mod alarm;
 pub mod health;
 #[cfg(feature = "ingest")]
 pub mod ingest;
@@ -19,6 +22,8 @@ pub mod sealing;
 pub mod shipping;
 #[cfg(all(feature = "proxy", feature = "ingest", feature = "query"))]
 pub mod up;
+#[cfg(any(feature = "ingest", feature = "query"))]
+pub mod witnessing;
 
 use std::future::Future;
 use std::process::ExitCode;

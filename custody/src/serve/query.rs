@@ -10,6 +10,7 @@ use custody_query::completeness::ListedWriter;
 use custody_query::engine::Writers;
 use custody_query::http::HttpOptions;
 use custody_query::{Engine, EngineOptions, Source};
+use custody_schemas::seal::keyring::Keyring;
 
 use super::journal::{DESK, Recording};
 use super::process::{Part, Process, listen};
@@ -24,6 +25,7 @@ pub async fn start(config: Config, _: Kafka) -> anyhow::Result<Process> {
     let lake = Source::for_reading(&config.lake.url, lake::options(&config)).await?;
     let answering = answer(&mut process, &config, lake, journal, &recording).await?;
     process.then(answering);
+    recording.watch_over(&mut process);
     recording.end_with(&mut process);
     Ok(process)
 }
@@ -68,13 +70,7 @@ fn listed(recording: &Recording) -> anyhow::Result<Writers> {
     let (control, keys) = (recording.control.clone(), recording.keys.clone());
     let read = move |control: &_| -> anyhow::Result<Vec<ListedWriter>> {
         let ring = keys.ring(control)?.unwrap_or_default();
-        let in_force = ring.writers.into_iter().filter(|key| key.until.is_none());
-        let listed = |key: custody_schemas::seal::keyring::WriterKey| ListedWriter {
-            name: key.name,
-            from: key.from,
-            retired: key.retired,
-        };
-        Ok(in_force.map(listed).collect())
+        Ok(of(&ring))
     };
     let last: (Arc<State>, Vec<ListedWriter>) = (control.state(), read(&control)?);
     let last = Mutex::new(last);
@@ -91,6 +87,26 @@ fn listed(recording: &Recording) -> anyhow::Result<Writers> {
     }))
 }
 
+/// Every writer that may record, and those that were retired; one that was only given another name
+/// or place is neither.
+fn of(ring: &Keyring) -> Vec<ListedWriter> {
+    let mut listed: Vec<ListedWriter> = Vec::new();
+    for key in &ring.writers {
+        let retired = key.retired;
+        if key.until.is_some() && !retired {
+            continue;
+        }
+        match listed.iter_mut().find(|writer| writer.name == key.name) {
+            None => listed.push(ListedWriter { name: key.name.clone(), from: key.from, retired }),
+            Some(known) if known.retired && !retired => {
+                (known.from, known.retired) = (key.from, false);
+            }
+            Some(_) => {}
+        }
+    }
+    listed
+}
+
 /// The settings of the HTTP edge.
 fn edge(config: &Config, recording: &Recording) -> anyhow::Result<HttpOptions> {
     let tokens = config.query.tokens.iter().map(|text| Token::parse(text));
@@ -98,4 +114,43 @@ fn edge(config: &Config, recording: &Recording) -> anyhow::Result<HttpOptions> {
     let control = Some(recording.control.clone());
     let lake = Some((config.lake.url.clone(), lake::options(config)));
     Ok(HttpOptions { access, hosts: config.query.allowed_hosts.clone(), control, lake })
+}
+
+#[cfg(test)]
+mod tests {
+    use custody_schemas::id::Micros;
+    use custody_schemas::seal::keyring::WriterKey;
+
+    use super::*;
+
+    #[test]
+    fn a_writer_is_listed_once_whatever_has_become_of_its_keys() {
+        let key = |name: &str, from, until: Option<u64>, retired| WriterKey {
+            name: name.to_owned(),
+            vkey: String::new(),
+            from: Micros::new(from),
+            until: until.map(Micros::new),
+            retired,
+        };
+        let writers = vec![
+            key("changed", 1, Some(5), false),
+            key("changed", 5, None, false),
+            key("changing", 1, None, false),
+            key("changing", 5, None, false),
+            key("retired", 1, Some(2), true),
+            key("back", 1, Some(2), true),
+            key("back", 3, None, false),
+            key("closed", 1, Some(2), false),
+        ];
+        let ring = Keyring { writers, ..Keyring::default() };
+        let listed: Vec<_> =
+            of(&ring).into_iter().map(|w| (w.name, w.from.get(), w.retired)).collect();
+        let expected = [
+            ("changed", 5, false),
+            ("changing", 1, false),
+            ("retired", 1, true),
+            ("back", 3, false),
+        ];
+        assert_eq!(listed, expected.map(|(name, from, retired)| (name.to_owned(), from, retired)));
+    }
 }

@@ -1,50 +1,41 @@
-//! Sealing: the key of the deployment log, the keyring, and who is told when something is wrong.
+//! Sealing: the key of the deployment log, the keyring, the witnesses, and who is told when
+//! something is wrong.
 //!
 //! Where the root key lies the log's key is made and put on the keyring; elsewhere it must have
-//! been brought there (`log.key` in the folder of keys), or this worker stores without sealing.
+//! been brought there (`log.key` in the folder of keys, or where [deployment.signers] says), or this
+//! worker stores without sealing. What is wrong goes into control state, and from there into SQL.
 
 use std::sync::Arc;
 
 use anyhow::Context;
 use custody_ingest::Sealing;
-use custody_ingest::verify::{Alarm, Fault, Ring};
+use custody_ingest::verify::Ring;
 use custody_journal::control::Control;
 use custody_journal::keys::Keys;
-use custody_schemas::event::Draft;
-use custody_schemas::id::StreamId;
-use custody_schemas::kind::Kind;
 
 use super::journal::{self, Recording};
+use super::{alarm, witnessing};
 use crate::config::Config;
 
-/// Sealing in a process that records: what is wrong becomes an event.
+/// Sealing in a process that records.
+#[cfg(all(feature = "proxy", feature = "query"))]
 pub async fn together(config: &Config, recording: &Recording) -> anyhow::Result<Option<Sealing>> {
-    let (writer, runtime) = (recording.writer.clone(), tokio::runtime::Handle::current());
-    let alarm = move |stream: &StreamId, fault: &Fault| {
-        let (writer, draft) = (writer.clone(), failed(stream, fault));
-        runtime.spawn(async move {
-            if let Err(error) = writer.append(draft, Vec::new()).await {
-                tracing::error!(%error, "integrity.failed could not be recorded");
-            }
-        });
-    };
     let control = recording.control.clone();
-    open(config, move |_| Ok(control), Arc::new(alarm)).await
+    open(config, move |_| Ok(control)).await
 }
 
-/// Sealing in a worker that records nothing: what is wrong stands in its log and its metrics.
+/// Sealing in a worker that records nothing: others record what it finds.
 pub async fn apart(config: &Config) -> anyhow::Result<Option<Sealing>> {
-    open(config, |config| journal::control(config, None), Arc::new(|_, _| {})).await
+    open(config, |config| journal::control(config, None)).await
 }
 
 async fn open(
     config: &Config,
     control: impl FnOnce(&Config) -> anyhow::Result<Control> + Send + 'static,
-    alarm: Alarm,
 ) -> anyhow::Result<Option<Sealing>> {
     let config = config.clone();
     let opening = tokio::task::spawn_blocking(move || {
-        let keys = Keys::new(&config.deployment.keys, &config.deployment.name);
+        let keys = crate::keys::of(&config);
         if !keys.has_root() && keys.log()?.is_none() {
             tracing::warn!(
                 "nothing is sealed here: bring log.key into {} from where the root key is",
@@ -57,7 +48,9 @@ async fn open(
             Some(log) if !keys.has_root() => log,
             _ => keys.enrol_log(&control)?,
         };
-        Ok(Some(Sealing { ring: ring(control, keys), log: Arc::new(log), alarm }))
+        let witnesses = witnessing::witnesses(&config)?;
+        let (alarm, log) = (alarm::into(control.clone()), Arc::new(log));
+        Ok(Some(Sealing { ring: ring(control, keys), log, alarm, witnesses }))
     });
     opening.await.context("opening the log's key broke off")?
 }
@@ -71,17 +64,4 @@ fn ring(control: Control, keys: Keys) -> Ring {
             None
         }
     })
-}
-
-fn failed(stream: &StreamId, fault: &Fault) -> Draft {
-    let (finding, at) = match fault {
-        Fault::Altered(seq) => ("altered", seq),
-        Fault::Root(size) => ("root", size),
-        Fault::Unsigned(size) => ("unsigned", size),
-        Fault::Closed(size) => ("closed_key", size),
-    };
-    Draft::new(Kind::IntegrityFailed)
-        .with("stream", stream.as_str())
-        .with("finding", finding)
-        .with("at", *at)
 }

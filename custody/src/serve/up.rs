@@ -28,6 +28,7 @@ pub async fn start(config: Config) -> anyhow::Result<Process> {
     let proxying = proxy::serve(&mut process, &config, &recording).await?;
     process.then(proxying);
     process.then(answering);
+    recording.watch_over(&mut process);
     recording.end_with(&mut process);
     process.then(carrying);
     Ok(process)

@@ -10,16 +10,13 @@ use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{Method, Request, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper_rustls::{ConfigBuilderExt as _, HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::layer::Finished;
 use super::{Collector, Counts, otlp};
+use crate::outbound::{Outbound, client};
 
 /// Where a collector takes traces, below its base.
 const PATH: &str = "/v1/traces";
@@ -35,12 +32,10 @@ const PAUSES: [Duration; 3] =
 /// The most that is read of an answer.
 const MAX_ANSWER_BYTES: usize = 64 << 10;
 
-type Http = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
-
 /// Sends spans.
 pub(super) struct Exporter {
     from: mpsc::Receiver<Finished>,
-    http: Http,
+    http: Outbound,
     url: Uri,
     about: Vec<(&'static str, String)>,
     counts: Counts,
@@ -62,7 +57,8 @@ impl Exporter {
     ) -> anyhow::Result<Self> {
         let url = format!("{}{PATH}", collector.endpoint.trim_end_matches('/'));
         let url: Uri = url.parse().with_context(|| format!("{url:?} is no address"))?;
-        let http = client(&url).context("cannot set up TLS towards the collector of traces")?;
+        let http = client(url.scheme_str() == Some("https"), ANSWER);
+        let http = http.context("cannot set up TLS towards the collector of traces")?;
         Ok(Self { from, http, url, about: collector.about.clone(), counts })
     }
 
@@ -156,21 +152,4 @@ async fn gather(from: &mut mpsc::Receiver<Finished>, batch: &mut Vec<Finished>) 
         while batch.len() < BATCH && from.recv_many(batch, BATCH - batch.len()).await > 0 {}
     };
     let _full = timeout(GATHER, more).await.is_ok();
-}
-
-fn client(url: &Uri) -> anyhow::Result<Http> {
-    let provider = rustls::crypto::aws_lc_rs::default_provider();
-    let tls = rustls::ClientConfig::builder_with_provider(provider.into())
-        .with_safe_default_protocol_versions()?;
-    let tls = match url.scheme_str() {
-        Some("https") => tls.with_native_roots()?.with_no_client_auth(),
-        _ => tls.with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth(),
-    };
-    let mut http = HttpConnector::new();
-    http.enforce_http(false);
-    http.set_connect_timeout(Some(ANSWER));
-    let https = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1();
-    Ok(Client::builder(TokioExecutor::new())
-        .pool_timer(TokioTimer::new())
-        .build(https.wrap_connector(http)))
 }

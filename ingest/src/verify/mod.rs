@@ -10,6 +10,7 @@
 
 mod sealer;
 pub(crate) mod stream;
+pub mod witness;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -22,12 +23,38 @@ use custody_schemas::seal::key::Signer;
 
 pub(crate) use sealer::Sealer;
 pub use stream::Fault;
+pub use witness::{WitnessStatus, Witnesses};
 
 /// The keyring in force, whenever somebody asks.
 pub type Ring = Arc<dyn Fn() -> Option<SignedRing> + Send + Sync>;
 
-/// Told of a stream of which something stored is not what was signed.
-pub type Alarm = Arc<dyn Fn(&StreamId, &Fault) + Send + Sync>;
+/// Told of what is stored and is not what was signed.
+pub type Alarm = Arc<dyn Fn(Alert) + Send + Sync>;
+
+/// Something that is not as it was signed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Alert {
+    /// The stream, or `log` for the deployment log.
+    pub place: String,
+    /// What is wrong, in a word.
+    pub finding: &'static str,
+    /// The index of the record, or the size of the tree.
+    pub at: u64,
+    /// The witness that has seen it.
+    pub witness: Option<String>,
+}
+
+impl Alert {
+    fn of(stream: &StreamId, fault: &Fault) -> Self {
+        let (finding, at) = match fault {
+            Fault::Altered(seq) => ("altered", *seq),
+            Fault::Root(size) => ("root", *size),
+            Fault::Unsigned(size) => ("unsigned", *size),
+            Fault::Closed(size) => ("closed_key", *size),
+        };
+        Self { place: stream.to_string(), finding, at, witness: None }
+    }
+}
 
 /// What sealing needs.
 #[derive(Clone)]
@@ -38,6 +65,8 @@ pub struct Sealing {
     pub log: Arc<Signer>,
     /// Who is told when something is wrong.
     pub alarm: Alarm,
+    /// Who cosigns the log's head, if anybody is asked.
+    pub witnesses: Option<Witnesses>,
 }
 
 impl std::fmt::Debug for Sealing {
@@ -59,6 +88,10 @@ pub struct SealStatus {
     pub waiting: u64,
     /// Size of the deployment log.
     pub log_size: u64,
+    /// Size of the log's newest head that enough witnesses have cosigned.
+    pub witnessed: u64,
+    /// How the witnesses stand that are asked.
+    pub witnesses: Vec<WitnessStatus>,
     /// Why the last pass was cut off, if it was.
     pub problem: Option<String>,
 }
@@ -93,6 +126,6 @@ pub(crate) enum PassError {
     #[error(transparent)]
     Log(#[from] LogError),
     /// Nobody has enrolled a writer yet.
-    #[error("there is no keyring yet: enrol the writers with `custody keys enrol`")]
+    #[error("there is no keyring yet: put the writers on it with `custody keys add`")]
     NoRing,
 }

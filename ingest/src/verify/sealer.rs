@@ -11,7 +11,8 @@ use custody_schemas::seal::checkpoint::Message;
 use custody_schemas::seal::log::{keyring_entry, stream_of};
 
 use super::stream::{Step, Unsealed, stated};
-use super::{PassError, Sealing, Shared};
+use super::witness::Asking;
+use super::{Alert, PassError, Sealing, Shared};
 use custody_journal::keys::SignedRing;
 
 /// Passes after which a stream of which nothing waits is forgotten; its folder knows it.
@@ -37,6 +38,7 @@ pub(crate) struct Sealer {
     read_to: HashMap<String, u64>,
     streams: BTreeMap<StreamId, Met>,
     log: Option<DeploymentLog>,
+    asking: Option<Asking>,
     /// The keyring that the log has.
     edition: Option<u64>,
     passes: u64,
@@ -46,7 +48,9 @@ pub(crate) struct Sealer {
 
 impl Sealer {
     pub(crate) fn new(lake: Lake, sealing: Sealing, status: Arc<Shared>) -> Self {
+        let asking = sealing.witnesses.clone();
         Self {
+            asking: asking.map(|witnesses| Asking::new(witnesses, lake.seals().clone())),
             lake,
             sealing,
             status,
@@ -84,6 +88,25 @@ impl Sealer {
             !met.unsealed.is_settled() || met.due.note.is_some() || met.pass + FORGET_AFTER > passes
         });
         self.whole = true;
+        Ok(())
+    }
+
+    /// Shows the log's head to the witnesses, if there are any.
+    pub(crate) async fn witness(&mut self) -> Result<(), PassError> {
+        let (Some(asking), Some(log)) = (&mut self.asking, &mut self.log) else { return Ok(()) };
+        self.whole = false;
+        let passed = asking.pass(log, &self.sealing.log).await;
+        let (witnessed, witnesses) = asking.status();
+        self.status.change(|status| {
+            (status.witnessed, status.witnesses) = (witnessed, witnesses);
+        });
+        let alerts = passed?;
+        self.whole = true;
+        for alert in alerts {
+            tracing::error!(?alert, "the deployment log is not the one that a witness has seen");
+            self.status.change(|status| status.faults += 1);
+            (self.sealing.alarm)(alert);
+        }
         Ok(())
     }
 
@@ -177,7 +200,7 @@ impl Sealer {
             let step = met.unsealed.step(stream, &ring.ring);
             for fault in &step.faults {
                 tracing::error!(%stream, ?fault, "what is stored is not what was signed");
-                (self.sealing.alarm)(stream, fault);
+                (self.sealing.alarm)(Alert::of(stream, fault));
             }
             self.status.change(|status| {
                 status.leaves += step.leaves;

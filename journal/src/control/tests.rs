@@ -74,11 +74,11 @@ fn a_process_without_the_root_key_starts_when_its_writer_is_enrolled() {
     let control = connect(&settings);
     let writer = host.writer("edge-1").unwrap();
     let refused = host.admit(&control, &writer).unwrap_err().to_string();
-    let command = format!("custody keys enrol edge-1 --vkey {}", writer.vkey());
+    let command = format!("custody keys add edge-1 --vkey {}", writer.vkey());
     assert!(refused.contains(&command), "{refused}");
     office.enrol(&control, &office.writer("office").unwrap()).unwrap();
     assert!(matches!(host.admit(&control, &writer), Err(KeysError::NotEnrolled { .. })));
-    office.enrol_vkey(&control, "edge-1", writer.vkey()).unwrap();
+    office.add(&control, "edge-1", writer.vkey()).unwrap();
     let ring = host.admit(&control, &writer).unwrap();
     assert_eq!((ring.edition, ring.writers.len()), (2, 2));
     // another key of the same name is not the enrolled one
@@ -95,13 +95,13 @@ fn a_keyring_of_another_root_is_refused_by_whoever_has_seen_the_first() {
     let (office, host) = (Keys::new(office, OURS), Keys::new(host, OURS));
     let control = connect(&settings);
     let writer = host.writer("edge-1").unwrap();
-    office.enrol_vkey(&control, "edge-1", writer.vkey()).unwrap();
+    office.add(&control, "edge-1", writer.vkey()).unwrap();
     host.admit(&control, &writer).unwrap();
     let thief = Keys::new(dir.path().join("thief"), OURS);
-    let refused = thief.enrol_vkey(&control, "edge-1", writer.vkey()).unwrap_err();
+    let refused = thief.add(&control, "edge-1", writer.vkey()).unwrap_err();
     assert!(matches!(refused, KeysError::Keyring(_)), "{refused}");
     control.put(crate::keys::KEYRING, None).unwrap();
-    thief.enrol_vkey(&control, "edge-1", writer.vkey()).unwrap();
+    thief.add(&control, "edge-1", writer.vkey()).unwrap();
     let refused = host.admit(&control, &writer).unwrap_err();
     assert!(matches!(refused, KeysError::Keyring(_)), "{refused}");
 }

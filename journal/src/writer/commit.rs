@@ -359,6 +359,10 @@ impl Committer {
             let stream = closed.stream;
             self.previous = Some(Previous { stream, size, root, clean: true, lost: 0 });
         }
+        if let Some(signer) = self.options.rotation.next() {
+            tracing::info!(vkey = signer.vkey(), "a new key from this run on");
+            self.signer = signer;
+        }
         self.begin_again(shared);
     }
 

@@ -42,7 +42,7 @@ use crate::file::{FileJournal, Shelves};
 
 pub use error::{AppendError, OpenError};
 pub use facts::{Appended, Ends, OutBody, Part, Previous, Recovery, Status};
-pub use options::{Durability, WriterOptions};
+pub use options::{Durability, Rotation, WriterOptions};
 pub use slot::{Appending, Needs, Slot};
 
 use queue::Queue;

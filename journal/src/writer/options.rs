@@ -1,11 +1,11 @@
 //! How a writer works: plain data.
 
 use std::path::PathBuf;
-#[cfg(test)]
 use std::sync::Arc;
 use std::time::Duration;
 
 use custody_schemas::id::Hash;
+use custody_schemas::seal::key::Signer;
 
 /// What has to have happened before an append is answered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -16,6 +16,30 @@ pub enum Durability {
     /// Kafka's replicas have it too, as the shipper of this writer's spool says: without one, no
     /// append is ever answered. A failed disk and `close` are answered as with `Local`.
     Replicated,
+}
+
+/// Asked between two runs for the key of the next; it must not wait long.
+#[derive(Clone, Default)]
+pub struct Rotation(Option<Arc<NextKey>>);
+
+type NextKey = dyn Fn() -> Option<Signer> + Send + Sync;
+
+impl Rotation {
+    /// Asks `next` for a new key, which it hands out once.
+    #[must_use]
+    pub fn new(next: impl Fn() -> Option<Signer> + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(next)))
+    }
+
+    pub(crate) fn next(&self) -> Option<Signer> {
+        self.0.as_ref().and_then(|next| next())
+    }
+}
+
+impl std::fmt::Debug for Rotation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.0.is_some() { "Rotation(…)" } else { "Rotation" })
+    }
 }
 
 /// How a writer works. `..WriterOptions::new(dir, name)` fills in what is usual.
@@ -55,6 +79,8 @@ pub struct WriterOptions {
     pub config_hash: Option<Hash>,
     /// Version of the policy set in force, for `stream.opened`.
     pub policy_version: Option<String>,
+    /// The key for the next run, where there is a new one.
+    pub rotation: Rotation,
     /// Lets tests make the next append fail.
     #[cfg(test)]
     pub(crate) fail: Arc<std::sync::atomic::AtomicBool>,
@@ -84,6 +110,7 @@ impl WriterOptions {
             build: env!("CARGO_PKG_VERSION").to_owned(),
             config_hash: None,
             policy_version: None,
+            rotation: Rotation::default(),
             #[cfg(test)]
             fail: Arc::default(),
             #[cfg(test)]

@@ -3,6 +3,7 @@
 //! It gives each draft its place and keeps the tree; it knows nothing of disks. What it has given
 //! out counts only once the batch is durable ([`Run::settle`]).
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use custody_schemas::event::Draft;
@@ -27,12 +28,17 @@ pub(crate) struct Run {
     tree: Tree,
     durable: Tree,
     last_at: u64,
-    /// Leaves since the last checkpoint.
-    since: Vec<Leaf>,
+    /// Leaves since the last checkpoint, or the newest of them: as many as one message holds.
+    since: VecDeque<Leaf>,
     started: Instant,
     last_event: Instant,
     last_checkpoint: Option<Instant>,
+    /// Whether the last attempt to sign one failed.
+    unsigned: bool,
 }
+
+/// How long a signer that has failed is not asked for the sake of room.
+const RETRY: Duration = Duration::from_secs(1);
 
 impl Run {
     /// A run of a new stream.
@@ -43,10 +49,11 @@ impl Run {
             tree: Tree::default(),
             durable: Tree::default(),
             last_at: 0,
-            since: Vec::new(),
+            since: VecDeque::new(),
             started: now,
             last_event: now,
             last_checkpoint: None,
+            unsigned: false,
         }
     }
 
@@ -66,7 +73,11 @@ impl Run {
         })?;
         self.last_at = at;
         self.tree.push(&record.leaf);
-        self.since.push(record.leaf);
+        if self.since.len() >= MAX_LEAVES {
+            // nobody has signed for long: these will be verified from the stored records
+            self.since.pop_front();
+        }
+        self.since.push_back(record.leaf);
         self.last_event = clock::instant();
         Ok(record)
     }
@@ -74,15 +85,18 @@ impl Run {
     /// Whether a checkpoint is due: its time has come, or one message holds no more leaves.
     pub(crate) fn owes_checkpoint(&self, after: Duration) -> bool {
         let time = self.last_checkpoint.is_none_or(|last| clock::instant() >= last + after);
-        self.since.len() >= MAX_LEAVES || (time && !self.since.is_empty())
+        time && !self.since.is_empty()
     }
 
     /// Whether one more event needs a checkpoint before it.
     pub(crate) fn is_full(&self) -> bool {
-        self.since.len() >= MAX_LEAVES
+        let last = self.last_checkpoint.filter(|_| self.unsigned);
+        let again = last.is_none_or(|last| clock::instant() >= last + RETRY);
+        self.since.len() >= MAX_LEAVES && again
     }
 
-    /// Signs the tree's head; the message to be stored.
+    /// Signs the tree's head; the message to be stored. When nobody signs, the next attempt has
+    /// its time.
     pub(crate) fn checkpoint(
         &mut self,
         deployment: &str,
@@ -93,10 +107,12 @@ impl Run {
             size: self.tree.size(),
             root: self.tree.root(),
         };
-        let note = head.sign(signer)?;
-        let first = self.tree.size() - self.since.len() as u64;
-        let leaves = std::mem::take(&mut self.since);
         self.last_checkpoint = Some(clock::instant());
+        let signed = head.sign(signer);
+        self.unsigned = signed.is_err();
+        let note = signed?;
+        let first = self.tree.size() - self.since.len() as u64;
+        let leaves = std::mem::take(&mut self.since).into();
         Ok(Message { note, first, leaves }.encode())
     }
 
@@ -174,5 +190,49 @@ pub(crate) fn opened(options: &WriterOptions, vkey: &str, previous: Option<&Prev
                 ("lost", Json::from(previous.lost)),
             ]),
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    /// A signer that fails until it is told to work.
+    fn moody() -> (Signer, Arc<AtomicBool>) {
+        let here = Signer::from_seed("audit.example/edge-1", &[3; 32]).unwrap().0;
+        let (vkey, works) = (here.vkey().to_owned(), Arc::new(AtomicBool::new(false)));
+        let asked = Arc::clone(&works);
+        let ask = move |text: &str| {
+            if !asked.load(Ordering::Relaxed) {
+                return Err("not today".to_owned());
+            }
+            let note = here.sign(text).map_err(|error| error.to_string())?;
+            Ok(note.lines().last().unwrap_or_default().to_owned())
+        };
+        (Signer::elsewhere(&vkey, Box::new(ask)).unwrap(), works)
+    }
+
+    #[test]
+    fn what_nobody_signed_for_long_is_signed_whole_and_its_message_stays_readable() {
+        let mut run = Run::new(Run::name("edge-1").unwrap());
+        let (signer, works) = moody();
+        let events = MAX_LEAVES as u64 + 100;
+        for at in 0..events {
+            run.seal(Draft::new(Kind::StreamAlive), at).unwrap();
+            if run.is_full() {
+                run.checkpoint("audit.example", &signer).unwrap_err();
+                assert!(!run.is_full(), "a signer that has failed is not asked for each event");
+            }
+        }
+        assert!(run.checkpoint("audit.example", &signer).is_err());
+        works.store(true, Ordering::Relaxed);
+        let message = Message::decode(&run.checkpoint("audit.example", &signer).unwrap()).unwrap();
+        assert_eq!((message.first, message.leaves.len()), (100, MAX_LEAVES));
+        let head = Checkpoint::verify(&message.note, &[signer.vkey()]).unwrap();
+        assert_eq!((head.size, head.root), (events, run.tree.root()));
+        assert!(!run.is_full() && run.since.is_empty());
     }
 }

@@ -23,6 +23,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
+use crate::tiles::WITNESSED_PATH;
+
 pub use check::{Judged, Trust, check};
 pub use cite::Filter;
 pub use export::{ExportError, Order, export};
@@ -34,6 +36,8 @@ pub const FORMAT: &str = "custody-evidence-1";
 const MANIFEST: &str = "manifest.json";
 const README: &str = "README.txt";
 const LOG_HEAD: &str = "log/checkpoint";
+/// As in `seal`: the newest head that witnesses have cosigned, if there is one.
+const LOG_WITNESSED: &str = WITNESSED_PATH;
 const LOG_ENTRIES: &str = "log/entries";
 const ROOT: &str = "keyring/root";
 const RECORDS: &str = "records.jsonl";

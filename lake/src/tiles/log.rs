@@ -40,6 +40,8 @@ pub struct DeploymentLog {
     seals: Seals,
     origin: String,
     tree: Tiled,
+    /// The head that was written last, with its size.
+    head: Option<(u64, String)>,
 }
 
 impl DeploymentLog {
@@ -48,12 +50,29 @@ impl DeploymentLog {
     /// # Errors
     /// When its files do not fit each other.
     pub async fn open(seals: Seals, origin: &str) -> Result<Self, LogError> {
-        let size = match seals.text(&format!("{LOG_FOLDER}checkpoint")).await? {
-            Some(note) => parse(&note)?.size,
-            None => 0,
+        let head = match seals.text(&format!("{LOG_FOLDER}checkpoint")).await? {
+            Some(note) => Some((parse(&note)?.size, note)),
+            None => None,
         };
+        let size = head.as_ref().map_or(0, |(size, _)| *size);
         let tree = seals.tree(LOG_FOLDER, size).await?;
-        Ok(Self { seals, origin: origin.to_owned(), tree })
+        Ok(Self { seals, origin: origin.to_owned(), tree, head })
+    }
+
+    /// The signed head behind everything that anybody has appended by now; none while the log is
+    /// empty.
+    ///
+    /// # Errors
+    /// [`LogError`].
+    pub async fn head(
+        &mut self,
+        signer: &Signer,
+    ) -> Result<Option<(Checkpoint, String)>, LogError> {
+        self.mend(signer).await?;
+        let Some((_, note)) = self.head.as_ref().filter(|(size, _)| *size == self.size()) else {
+            return Ok(None);
+        };
+        Ok(Some((parse(note)?, note.clone())))
     }
 
     /// Number of entries.
@@ -122,7 +141,8 @@ impl DeploymentLog {
             let (origin, size) = (self.origin.clone(), self.size());
             let head = Checkpoint { origin, size, root: self.tree.root() };
             let note = head.sign(signer)?;
-            self.seals.put(&format!("{LOG_FOLDER}checkpoint"), note).await?;
+            self.seals.put(&format!("{LOG_FOLDER}checkpoint"), note.clone()).await?;
+            self.head = Some((head.size, note));
             if !self.catch_up(&mut full).await? {
                 return Ok(());
             }

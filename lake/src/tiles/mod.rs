@@ -6,12 +6,14 @@
 //! seal/keyring/{edition}               each keyring that was in force, as its signed note
 //! seal/streams/{writer}/{run}/…        checkpoint, tile/…: one stream, as far as it is verified
 //! seal/log/…                           checkpoint, tile/…: the deployment log
+//! seal/log/witnessed                   the newest head that enough witnesses have cosigned
 //! seal/log/commits/{size}              what each append brought; created once, never changed
 //! seal/cursors/{partition}             the offset from which ingest looks again after a start
 //! ```
 //! Full tiles never change, and files of one size always have the same content, so writing them
 //! again does no harm.
 
+mod grown;
 mod log;
 
 use std::sync::Arc;
@@ -61,6 +63,9 @@ pub fn stream_folder(stream: &StreamId) -> String {
 
 /// The folder of the deployment log.
 pub const LOG_FOLDER: &str = "log/";
+
+/// The path of the newest head of the log that enough witnesses have cosigned, with their lines.
+pub const WITNESSED_PATH: &str = "log/witnessed";
 
 /// The path of the keyring of this edition.
 #[must_use]

@@ -11,7 +11,8 @@ use custody_schemas::seal::{Tree, leaf_hash};
 
 use super::streams::walk;
 use super::{Request, Verdict, VerifyError, unsigned};
-use crate::tiles::{LOG_FOLDER, ROOT_PATH, Seals, keyring_path};
+use crate::tiles::{LOG_FOLDER, ROOT_PATH, Seals, WITNESSED_PATH, keyring_path};
+use crate::witnessed;
 
 /// What the log says of a stream at one size.
 #[derive(Clone, Debug)]
@@ -59,6 +60,7 @@ pub(super) async fn read(
     let read: Vec<_> = read.collect();
     let Some(ring) = keyring(seals, request, &read, verdict).await? else { return Ok(None) };
     check_heads(&ring, &note, request, &entries, verdict)?;
+    check_witnessed(seals, &ring, request, &entries, verdict).await?;
     Ok(Some(Logged { streams: streams(&ring, &read, verdict) }))
 }
 
@@ -137,6 +139,22 @@ fn check_heads(
         verdict.find("seal/log", problem);
     } else {
         verdict.earlier = Some(earlier.size);
+    }
+    Ok(())
+}
+
+/// The newest head that witnesses have cosigned.
+async fn check_witnessed(
+    seals: &Seals,
+    ring: &Keyring,
+    request: &Request,
+    entries: &[Vec<u8>],
+    verdict: &mut Verdict,
+) -> Result<(), VerifyError> {
+    let note = seals.text(WITNESSED_PATH).await?;
+    match witnessed::check(ring, note.as_deref(), entries, request.policy.as_ref()) {
+        Ok(witnessed) => verdict.witnessed = witnessed,
+        Err(problem) => verdict.find(format!("seal/{WITNESSED_PATH}"), problem),
     }
     Ok(())
 }

@@ -16,11 +16,13 @@ mod tables;
 use custody_schemas::id::Micros;
 use custody_schemas::seal::checkpoint::Checkpoint;
 use custody_schemas::seal::key::KeyError;
+use custody_schemas::seal::policy::Policy;
 
 use crate::identities::ReadBackError;
 use crate::storage::Storage;
 use crate::tables::{Lake, LakeError, LakeOptions};
 use crate::tiles::{LOG_FOLDER, SealError, Seals};
+use crate::witnessed::Witnessed;
 
 /// How many findings are kept; the others are counted.
 const FINDINGS: usize = 1_000;
@@ -34,6 +36,8 @@ pub struct Request {
     pub root: Option<String>,
     /// A head of the deployment log that the auditor has kept, as its note.
     pub head: Option<String>,
+    /// Whose cosignatures the auditor asks for.
+    pub policy: Option<Policy>,
     /// Whether bodies are compared with their commitments, too.
     pub bodies: bool,
 }
@@ -66,6 +70,8 @@ pub struct Verdict {
     pub log_root: String,
     /// The auditor's earlier head, if one was given and is the beginning of this log.
     pub earlier: Option<u64>,
+    /// The newest head that witnesses have cosigned, if there is one.
+    pub witnessed: Option<Witnessed>,
     /// Streams in the log.
     pub streams: u64,
     /// Leaves under signed checkpoints.
@@ -126,7 +132,8 @@ impl Verdict {
         }
     }
 
-    fn find(&mut self, place: impl Into<String>, problem: impl Into<String>) {
+    /// Adds something that is wrong.
+    pub fn find(&mut self, place: impl Into<String>, problem: impl Into<String>) {
         self.found += 1;
         if self.findings.len() < FINDINGS {
             self.findings.push(Finding { place: place.into(), problem: problem.into() });

@@ -61,6 +61,9 @@ impl Checkpoint {
     /// # Errors
     /// When the form is wrong.
     pub fn parse(text: &str) -> Result<Self, KeyError> {
+        if !text.ends_with('\n') {
+            return Err(KeyError::Note("its last line has no end".to_owned()));
+        }
         let text = Text::from_reader(&mut text.as_bytes(), false)
             .map_err(|e| KeyError::Note(e.to_string()))?;
         Ok(Self { origin: text.origin().to_owned(), size: text.size(), root: Bytes(text.hash().0) })
@@ -151,6 +154,26 @@ mod tests {
         assert!(Checkpoint::verify(&note, &[other.vkey()]).is_err());
         let forged = note.replacen("\n0\n", "\n1\n", 1);
         assert!(Checkpoint::verify(&forged, &[signer().vkey()]).is_err());
+    }
+
+    /// The text of the example in C2SP tlog-checkpoint.
+    #[test]
+    fn the_specifications_checkpoint_reads_back_and_a_malformed_one_is_refused() {
+        let text =
+            "example.com/behind-the-sofa\n20852163\nCsUYapGGPo4dkMgIAUqom/Xajj7h2fB2MPA3j2jxq2I=\n";
+        let read = Checkpoint::parse(text).unwrap();
+        assert_eq!((read.origin.as_str(), read.size), ("example.com/behind-the-sofa", 20_852_163));
+        let note = read.sign(&signer()).unwrap();
+        assert!(note.starts_with(&format!("{text}\n— audit.example/edge-1 ")), "{note}");
+        for wrong in [
+            text.replacen("20852163", "020852163", 1),
+            text.replacen("20852163", "-1", 1),
+            text.replacen("CsUY", "CsU", 1),
+            text.replacen("example.com/behind-the-sofa", "", 1),
+            text.trim_end().to_owned(),
+        ] {
+            assert!(Checkpoint::parse(&wrong).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]

@@ -323,7 +323,7 @@ async fn histories_that_were_spliced_dropped_forked_backdated_or_replayed_are_re
     let (mut package, judged) = alone.package((0, 50_000), |_| {}).await.unwrap();
     assert_eq!(judged.through.map(|at| at.get()), Some(BEGIN), "{judged:#?}");
     assert!(judge(&mut package, &root).unwrap().is_valid());
-    let trust = Trust { root: Some(root), head: Some(head) };
+    let trust = Trust { root: Some(root), head: Some(head), ..Trust::default() };
     let told = check(&mut package, &trust, &|_, _| {}).unwrap();
     assert!(told.findings[0].problem.contains("rolled back"), "{told:#?}");
 

@@ -14,7 +14,7 @@ const STRANGE: &str = "zzzzzzzzzzzzzzzzzzzz";
 
 /// Every table of a configuration, each with a strange key. Those that need something to be read at
 /// all have it.
-const TABLES: [(&str, &str); 15] = [
+const TABLES: [(&str, &str); 16] = [
     ("deployment", "[deployment]"),
     ("proxy", "[proxy]"),
     ("server", "[[server]]\nname = \"a\"\nurl = \"http://127.0.0.1:1/mcp\""),
@@ -32,6 +32,7 @@ const TABLES: [(&str, &str); 15] = [
     ("lake", "[lake]"),
     ("ingest", "[ingest]"),
     ("query", "[query]"),
+    ("witness", "[witness]"),
     ("telemetry", "[telemetry]"),
 ];
 

@@ -17,19 +17,19 @@ use serde_json::{Value, json};
 use crate::evidence::forged;
 
 /// What `custody verify` says, and its exit code.
-fn verify(arguments: &[&str]) -> (i32, Value) {
+pub fn verify(arguments: &[&str]) -> (i32, Value) {
     let output = custody(arguments);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     let verdict = serde_json::from_slice(&output.stdout);
     (output.status.code().unwrap(), verdict.unwrap_or_else(|_| panic!("{said}")))
 }
 
-fn custody(arguments: &[&str]) -> std::process::Output {
+pub fn custody(arguments: &[&str]) -> std::process::Output {
     let mut command = Command::new(executable().unwrap());
     command.args(arguments).current_dir(std::env::temp_dir()).output().unwrap()
 }
 
-async fn calls(custody: &Custody, name: &str, count: u32) {
+pub async fn calls(custody: &Custody, name: &str, count: u32) {
     for call in 0..count {
         let call = storm::call(&format!("{name}-{call}"));
         assert!(post_mcp(&custody.server("s"), call).await.unwrap().status.is_success());
@@ -63,7 +63,7 @@ async fn a_lake_is_valid_after_a_kill_and_a_stop_and_every_record_in_it_is_seale
     assert!(verdict["records"].as_u64().unwrap() >= 160, "{verdict:#}");
 }
 
-fn copy(from: &Path, to: &Path) {
+pub fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();

@@ -5,6 +5,7 @@ mod lake;
 mod proxy;
 mod query;
 mod reach;
+mod trust;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -16,8 +17,18 @@ use super::document::{Document, Mistake};
 use super::section::{At, Section};
 use super::{Config, Deployment, Telemetry};
 
-const SECTIONS: &[&str] =
-    &["deployment", "proxy", "server", "key", "journal", "lake", "ingest", "query", "telemetry"];
+const SECTIONS: &[&str] = &[
+    "deployment",
+    "proxy",
+    "server",
+    "key",
+    "journal",
+    "lake",
+    "ingest",
+    "query",
+    "witness",
+    "telemetry",
+];
 
 /// The whole configuration.
 pub(super) fn config(
@@ -36,6 +47,7 @@ pub(super) fn config(
     let lake = lake::lake(d, &deployment);
     let ingest = lake::ingest(d);
     let query = query::query(d);
+    let witness = trust::witness(d);
     let telemetry = telemetry(d);
     let hash = hash(text, &overrides, document.secrets());
     let mistakes = document.finish(SECTIONS);
@@ -43,7 +55,19 @@ pub(super) fn config(
         return Err(mistakes);
     }
     let keys = keys.into_iter().flatten().collect();
-    Ok(Config { deployment, proxy, servers, keys, journal, lake, ingest, query, telemetry, hash })
+    Ok(Config {
+        deployment,
+        proxy,
+        servers,
+        keys,
+        journal,
+        lake,
+        ingest,
+        query,
+        witness,
+        telemetry,
+        hash,
+    })
 }
 
 /// SHA-256 of the file's text and of every override, in their order: what is in force. Secrets are
@@ -79,12 +103,14 @@ fn deployment(d: &mut Document<'_>) -> Deployment {
     }
     let data = s.text(d, "data");
     let keys = s.text(d, "keys").map(|at| PathBuf::from(at.value));
+    let signers = trust::signers(d, &mut s);
     d.finish_section(s);
     let data = PathBuf::from(data.map_or_else(|| "./custody-data".to_owned(), |at| at.value));
     Deployment {
         name: name.map_or_else(|| "custody.localhost".to_owned(), |at| at.value),
         writer: writer.map(|at| at.value),
         keys: keys.unwrap_or_else(|| data.join("keys")),
+        signers,
         data,
     }
 }

@@ -236,3 +236,27 @@ fn what_cannot_reach_a_server_is_told_with_its_line() {
         assert!(wrong.iter().any(|mistake| mistake.starts_with(text)), "{text}\n{wrong:#?}");
     }
 }
+
+#[test]
+fn a_policy_that_cannot_be_used_and_a_key_without_a_place_are_told_with_their_lines() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("witnesses.policy");
+    std::fs::write(&path, "# nobody\nquorum w1\n").unwrap();
+    let text = format!(
+        "[deployment.signers]\nroot = \"vault:1\"\n\"Edge 1\" = \"file:/x\"\n[witness]\npolicy = {path:?}\n"
+    );
+    let mistakes = read(&text).unwrap_err();
+    assert!(mistakes.iter().any(|m| m.starts_with("line 2: deployment.signers.root must be")));
+    assert!(mistakes.iter().any(|m| m.starts_with("line 3: deployment.signers.Edge 1: a key")));
+    let of_policy = mistakes.iter().find(|m| m.starts_with("line 5: witness.policy")).unwrap();
+    assert!(of_policy.contains("line 2: no line before it defines w1"), "{of_policy}");
+    assert!(read("[witness]\npolicy = \"/nowhere\"\n").is_err());
+    std::fs::write(&path, "quorum none\n").unwrap();
+    let text = format!(
+        "[deployment.signers]\nedge-1 = \"env:KEY\"\nlog = \"command:/bin/sign --slot 2\"\n[witness]\npolicy = {path:?}\n"
+    );
+    let config = read(&text).unwrap();
+    assert!(config.witness.policy.is_some());
+    let signers: Vec<_> = config.deployment.signers.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(signers, ["edge-1", "log"]);
+}

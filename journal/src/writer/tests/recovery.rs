@@ -338,3 +338,34 @@ async fn a_damaged_spool_is_refused_untouched_and_put_aside_it_lets_a_writer_of_
     assert_eq!(recovery.previous, None);
     writer.append(Draft::new(Kind::CallDenied), Vec::new()).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_new_key_is_taken_into_use_between_two_runs_and_never_within_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let new = || Signer::from_seed("audit.example/edge-1", &[4; 32]).unwrap().0;
+    let offered = std::sync::Mutex::new(Some(new()));
+    let options = WriterOptions {
+        roll_after: Duration::from_millis(60),
+        rotation: crate::writer::Rotation::new(move || offered.lock().unwrap().take()),
+        ..options(dir.path())
+    };
+    let (writer, first) = Writer::open(options, signer()).unwrap();
+    let mut ends = writer.subscribe();
+    ends.wait_for(|_| writer.status().stream != first.stream).await.unwrap();
+    writer.close().await.unwrap();
+    let mut signed = HashMap::new();
+    for entry in entries(&*writer.journal(), Topic::Events, "edge-1") {
+        if entry.kind == EntryKind::Checkpoint {
+            let note = Message::decode(&entry.value).unwrap().note;
+            let (old, new) = (signer(), new());
+            let by_old = Checkpoint::verify(&note, &[old.vkey()]);
+            let by_new = Checkpoint::verify(&note, &[new.vkey()]).is_ok();
+            let origin = note.lines().next().unwrap().to_owned();
+            assert_eq!(*signed.entry(origin).or_insert(by_new), by_new, "one key for each run");
+            assert_ne!(by_old.is_ok(), by_new);
+        }
+    }
+    assert!(!signed[&format!("audit.example/{}", first.stream)]);
+    assert_eq!(signed.values().filter(|by_new| !**by_new).count(), 1, "all later ones");
+    assert!(signed.len() >= 2);
+}

@@ -15,17 +15,19 @@ use std::io::{Read, Seek};
 
 use custody_schemas::id::{Hash, Micros, StreamId, Uint};
 use custody_schemas::seal::keyring::Keyring;
+use custody_schemas::seal::policy::Policy;
 use custody_schemas::seal::proof::Range;
 use sha2::{Digest, Sha256};
 
 use super::pieces::Wanted;
 use super::zip::{Archive, ZipError};
 use super::{
-    FORMAT, LAWFUL, LAWFUL_PROOFS, LOG_ENTRIES, LOG_HEAD, MANIFEST, Manifest, README, RECORDS,
-    REPORT, ROOT, SAMPLE, Scope, leaves_path, population_path,
+    FORMAT, LAWFUL, LAWFUL_PROOFS, LOG_ENTRIES, LOG_HEAD, LOG_WITNESSED, MANIFEST, Manifest,
+    README, RECORDS, REPORT, ROOT, SAMPLE, Scope, leaves_path, population_path,
 };
 use crate::lawful::Lawful;
 use crate::verify::{Finding, Progress};
+use crate::witnessed::Witnessed;
 
 /// How many findings, and missing records, are kept; the others are counted.
 const KEPT: usize = 1_000;
@@ -39,6 +41,8 @@ pub struct Trust {
     pub root: Option<String>,
     /// A head of the log that they have kept, as its note.
     pub head: Option<String>,
+    /// Whose cosignatures on the log they ask for.
+    pub policy: Option<Policy>,
 }
 
 /// What checking a package has shown.
@@ -60,6 +64,8 @@ pub struct Judged {
     pub through: Option<Micros>,
     /// Entries of the log.
     pub log_size: u64,
+    /// The newest head of it that witnesses have cosigned, if there is one.
+    pub witnessed: Option<Witnessed>,
     /// Streams in it.
     pub streams: u64,
     /// Checkpoints whose signatures were checked.
@@ -248,7 +254,7 @@ impl<R: Read + Seek> Check<'_, R> {
 
     /// Whatever no check has looked at does not belong into a package.
     fn strangers(&mut self, log: &Log, sampled: bool) {
-        let fixed = [MANIFEST, README, LOG_HEAD, LOG_ENTRIES, ROOT, RECORDS, REPORT];
+        let fixed = [MANIFEST, README, LOG_HEAD, LOG_ENTRIES, LOG_WITNESSED, ROOT, RECORDS, REPORT];
         let lawful = [LAWFUL, LAWFUL_PROOFS];
         let sample = [SAMPLE].into_iter().filter(|_| sampled);
         let fixed = fixed.into_iter().chain(lawful).chain(sample).map(str::to_owned);

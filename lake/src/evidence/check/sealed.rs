@@ -8,9 +8,10 @@ use custody_schemas::seal::keyring::Keyring;
 use custody_schemas::seal::log::{self, Entry, stream_of};
 use custody_schemas::seal::{Tree, leaf_hash};
 
-use super::{Check, LOG_ENTRIES, LOG_HEAD, Log, ROOT, Signed, wrong};
+use super::{Check, LOG_ENTRIES, LOG_HEAD, LOG_WITNESSED, Log, MOST, ROOT, Signed, wrong};
 use crate::tiles::keyring_path;
 use crate::verify::Finding;
+use crate::witnessed;
 
 /// The longest log that is read.
 const MOST_LOG: u64 = 2 << 30;
@@ -28,6 +29,7 @@ impl<R: Read + Seek> Check<'_, R> {
         let mut log = Log::default();
         log.ring = self.keyring(&entries, &mut log)?;
         self.heads(&log.ring, &entries)?;
+        self.cosignatures(&log.ring, &entries);
         for (index, entry) in entries.iter().enumerate() {
             let place = format!("{LOG_ENTRIES} {index}");
             match log::read(&self.judged.deployment, entry) {
@@ -116,6 +118,18 @@ impl<R: Read + Seek> Check<'_, R> {
         self.judged.checkpoints += 1;
         self.judged.log_size = head.size;
         Ok(())
+    }
+
+    /// The newest head that witnesses have cosigned.
+    fn cosignatures(&mut self, ring: &Keyring, entries: &[Vec<u8>]) {
+        let note = match self.archive.bytes(LOG_WITNESSED, MOST) {
+            Ok(bytes) => bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()),
+            Err(error) => return self.judged.find(LOG_WITNESSED, error.to_string()),
+        };
+        match witnessed::check(ring, note.as_deref(), entries, self.trust.policy.as_ref()) {
+            Ok(witnessed) => self.judged.witnessed = witnessed,
+            Err(problem) => self.judged.find(LOG_WITNESSED, problem),
+        }
     }
 
     /// A checkpoint of a stream, which its writer must have signed.

@@ -25,13 +25,13 @@ use super::sample::Draw;
 use super::spool::{Kept, Place};
 use super::zip::{Writer, ZipError};
 use super::{
-    Challenge, FORMAT, Filter, Judged, LOG_ENTRIES, LOG_HEAD, MANIFEST, Manifest, Population,
-    README, RECORDS, REPORT, ROOT, SAMPLE, Scope, Trust, check, leaves_path, population_path,
-    report,
+    Challenge, FORMAT, Filter, Judged, LOG_ENTRIES, LOG_HEAD, LOG_WITNESSED, MANIFEST, Manifest,
+    Population, README, RECORDS, REPORT, ROOT, SAMPLE, Scope, Trust, check, leaves_path,
+    population_path, report,
 };
 use crate::identities::ReadBackError;
 use crate::tables::{Lake, LakeError};
-use crate::tiles::{LOG_FOLDER, ROOT_PATH, SealError, Seals, keyring_path};
+use crate::tiles::{LOG_FOLDER, ROOT_PATH, SealError, Seals, WITNESSED_PATH, keyring_path};
 
 /// Leaf data is written in pieces of this size.
 const PIECE: usize = 64 << 10;
@@ -170,6 +170,11 @@ impl<'a> Making<'a> {
                 }
             }
             all.extend_from_slice(&bytes);
+        }
+        if let Some(witnessed) = self.seals.get(WITNESSED_PATH).await?
+            && is_of(&witnessed, size)
+        {
+            self.put(LOG_WITNESSED, &witnessed)?;
         }
         self.put(LOG_HEAD, note.as_bytes())?;
         self.put(LOG_ENTRIES, &all)?;
@@ -315,6 +320,13 @@ impl<'a> Making<'a> {
         self.zip.add(MANIFEST, &serde_json::to_vec_pretty(&manifest).unwrap_or_default())?;
         Ok(self.zip.finish()?)
     }
+}
+
+/// Whether a cosigned head is not newer than the log that goes into the package: ingest may have
+/// written it meanwhile.
+fn is_of(note: &[u8], size: u64) -> bool {
+    let text = String::from_utf8_lossy(note);
+    text.lines().nth(1).and_then(|line| line.parse::<u64>().ok()).is_some_and(|of| of <= size)
 }
 
 fn readme(deployment: &str, order: &Order) -> String {

@@ -92,7 +92,7 @@ fn two_deployments_on_one_lake_or_on_one_set_of_topics_are_refused() {
     let mut third = Plan::new(&kafka, &store);
     third.prefix.clone_from(&first.prefix);
     let cluster = third.build(folders[1].path()).unwrap();
-    fails(&cluster, &["keys", "enrol", "proxy-1"], &[&first.deployment, "topic_prefix"]);
+    fails(&cluster, &["keys", "add", "proxy-1"], &[&first.deployment, "topic_prefix"]);
     drop((worker, query));
 }
 

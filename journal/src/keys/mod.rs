@@ -1,18 +1,31 @@
-//! The keys of a deployment: a root that signs the keyring, and one for each writer.
+//! The keys of a deployment: a root that signs the keyring, one for each writer, one for the log.
 //!
 //! They lie as signed-note private keys, one line of text, in files that only their owner may
-//! read. What is not there is made on the first start and never overwritten. Keep the root key
-//! offline in earnest: nothing but a change of the keyring needs it.
+//! read. What is not there is made on the first start and never overwritten. A key may be in the
+//! environment instead, or with somebody who signs for us ([`Source`]): whoever uses one does not
+//! know which. Keep the root key offline in earnest: nothing but a change of the keyring needs it.
+//!
+//! A writer takes a new key into use at the beginning of a run only. So there is a time in which
+//! both are in force ([`Keys::rotate`]); then the old one is closed ([`Keys::add`]).
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+mod place;
+mod ring;
+mod source;
+#[cfg(test)]
+mod tests;
+
+use std::fs::{self, File};
+use std::io;
+use std::path::PathBuf;
 
 use custody_schemas::id::{Uint, is_writer_name};
 use custody_schemas::json::Json;
 use custody_schemas::seal::key::{KeyError, Signer};
-use custody_schemas::seal::keyring::{Keyring, LOG, WriterKey};
+use custody_schemas::seal::keyring::{Keyring, LOG};
+
+pub use source::Source;
+
+use place::{read, store};
 
 use crate::control::{Change, Control, ControlError};
 use crate::file::now;
@@ -26,6 +39,8 @@ pub const ROOT_VKEY: &str = "root";
 const ROOT: &str = "root";
 /// The file that keeps the root's public key where the root key is not.
 const PIN: &str = "root.vkey";
+/// What stands behind a writer's name in the name of the key that it is to have next.
+const NEXT: &str = ".next";
 
 /// Why keys cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +68,32 @@ pub enum KeysError {
         /// What is wrong.
         source: KeyError,
     },
+    /// The key is not where it is said to be, or is another one.
+    #[error("{place}: {source}")]
+    Source {
+        /// Where it should be.
+        place: String,
+        /// What is wrong.
+        source: KeyError,
+    },
+    /// A key that is not held here cannot be made here.
+    #[error(
+        "{name} has a place of its own in [deployment.signers]: make its new key there, and \
+             name its public key with --vkey"
+    )]
+    NotHere {
+        /// The key.
+        name: String,
+    },
+    /// The writer was retired.
+    #[error(
+        "the writer {0:?} was retired: if it is to record again, run `custody keys add {0}` where \
+         the root key is"
+    )]
+    Retired(String),
+    /// Nobody of that name is on the keyring.
+    #[error("{0:?} is not on the keyring: `custody keys list` shows who is")]
+    Unknown(String),
     /// The keyring in force is not signed by this root.
     #[error(
         "the keyring in the control journal does not fit the root key: {0}. The root key that \
@@ -62,7 +103,7 @@ pub enum KeysError {
     /// The writer is not on the keyring.
     #[error(
         "the writer {writer:?} is not on the keyring of {deployment}: where the root key is, run \
-         `custody keys enrol {writer} --vkey {vkey}`, then start again"
+         `custody keys add {writer} --vkey {vkey}`, then start again"
     )]
     NotEnrolled {
         /// Its name.
@@ -93,13 +134,30 @@ pub struct SignedRing {
 pub struct Keys {
     dir: PathBuf,
     deployment: String,
+    /// Where keys are that do not lie in the folder, by their names.
+    sources: Vec<(String, Source)>,
 }
 
 impl Keys {
     /// The keys in `dir` of the deployment called `deployment`. Touches nothing yet.
     #[must_use]
     pub fn new(dir: impl Into<PathBuf>, deployment: &str) -> Self {
-        Self { dir: dir.into(), deployment: deployment.to_owned() }
+        Self { dir: dir.into(), deployment: deployment.to_owned(), sources: Vec::new() }
+    }
+
+    /// The same, with some keys elsewhere.
+    #[must_use]
+    pub fn with_sources(self, sources: Vec<(String, Source)>) -> Self {
+        Self { sources, ..self }
+    }
+
+    fn source(&self, name: &str) -> Option<&Source> {
+        self.sources.iter().find(|(known, _)| known == name).map(|(_, source)| source)
+    }
+
+    /// Whether there is such a key, without making one.
+    fn has(&self, name: &str) -> bool {
+        self.source(name).is_some() || self.path(name).exists()
     }
 
     /// The key that signs the head of the deployment's log, named like the deployment, if it lies
@@ -108,7 +166,7 @@ impl Keys {
     /// # Errors
     /// [`KeysError`].
     pub fn log(&self) -> Result<Option<Signer>, KeysError> {
-        if self.path(LOG).exists() { self.key(LOG).map(Some) } else { Ok(None) }
+        if self.has(LOG) { self.key(LOG).map(Some) } else { Ok(None) }
     }
 
     /// The same key, made if it is not there, after it was put on the keyring. Needs the root key.
@@ -117,14 +175,14 @@ impl Keys {
     /// As [`enrol`](Self::enrol).
     pub fn enrol_log(&self, control: &Control) -> Result<Signer, KeysError> {
         let signer = self.key(LOG)?;
-        self.enter_vkey(control, LOG, signer.vkey())?;
+        self.change(control, |ring, now| Ok(ring::enter(ring, LOG, signer.vkey(), now)))?;
         Ok(signer)
     }
 
-    /// Whether the root key lies here.
+    /// Whether the root key can be used here.
     #[must_use]
     pub fn has_root(&self) -> bool {
-        self.path(ROOT).exists()
+        self.has(ROOT)
     }
 
     /// The root key, `{deployment}/root`, made if it is not there.
@@ -149,23 +207,89 @@ impl Keys {
     /// one if there is none here; when others enrol themselves at once all stay on the keyring.
     ///
     /// # Errors
-    /// [`KeysError`]; when the keyring that is there is not signed by this root it stays.
+    /// [`KeysError`]; when the keyring that is there is not signed by this root it stays. A writer
+    /// that was retired does not come back by itself.
     pub fn enrol(&self, control: &Control, writer: &Signer) -> Result<Keyring, KeysError> {
-        self.enrol_vkey(control, self.short(writer), writer.vkey())
+        let (name, vkey) = (self.short(writer), writer.vkey());
+        self.check_name(name)?;
+        self.change(control, |ring, now| {
+            if ring::is_retired(ring, name) {
+                return Err(KeysError::Retired(name.to_owned()));
+            }
+            Ok(ring::enter(ring, name, vkey, now))
+        })
     }
 
-    /// The same for a writer whose key lies elsewhere: `vkey` is its public key.
+    /// Puts a writer on the keyring with this public key and closes every other key of it.
     ///
     /// # Errors
-    /// As [`enrol`](Self::enrol).
-    pub fn enrol_vkey(
+    /// As [`enrol`](Self::enrol), but for writers that were retired.
+    pub fn add(&self, control: &Control, name: &str, vkey: &str) -> Result<Keyring, KeysError> {
+        self.check_vkey(name, vkey)?;
+        self.change(control, |ring, now| Ok(ring::add(ring, name, vkey, now)))
+    }
+
+    /// Puts one more key of a writer on the keyring, beside the one in force. Without `vkey` the
+    /// key is made here, for the writer to find at the beginning of its next run.
+    ///
+    /// # Errors
+    /// As [`enrol`](Self::enrol); [`KeysError::NotHere`] when the key is not to be made here.
+    pub fn rotate(
         &self,
         control: &Control,
         name: &str,
-        vkey: &str,
+        vkey: Option<&str>,
     ) -> Result<Keyring, KeysError> {
         self.check_name(name)?;
-        self.enter_vkey(control, name, vkey)
+        let made = match vkey {
+            Some(vkey) => vkey.to_owned(),
+            None if self.source(name).is_some() => {
+                return Err(KeysError::NotHere { name: name.to_owned() });
+            }
+            None => self.made(&format!("{name}{NEXT}"), &self.key_name(name))?.vkey().to_owned(),
+        };
+        self.check_vkey(name, &made)?;
+        self.change(control, |ring, now| {
+            if !ring::has(ring, name) {
+                return Err(KeysError::Unknown(name.to_owned()));
+            }
+            Ok(ring::beside(ring, name, &made, now))
+        })
+    }
+
+    /// Closes every key of a writer that will write no more.
+    ///
+    /// # Errors
+    /// [`KeysError::Unknown`] when it is not on the keyring; as [`enrol`](Self::enrol).
+    pub fn retire(&self, control: &Control, name: &str) -> Result<Keyring, KeysError> {
+        self.check_name(name)?;
+        self.change(control, |ring, now| {
+            if !ring::has(ring, name) {
+                return Err(KeysError::Unknown(name.to_owned()));
+            }
+            Ok(ring::retire(ring, name, now))
+        })
+    }
+
+    /// The key that `writer` is to use from its next run on, when one lies here and is on the
+    /// keyring: it takes the place of the one before.
+    ///
+    /// # Errors
+    /// [`KeysError`]; the key in use stays.
+    pub fn next(&self, control: &Control, writer: &str) -> Result<Option<Signer>, KeysError> {
+        let next = self.path(&format!("{writer}{NEXT}"));
+        if self.source(writer).is_some() || !next.exists() {
+            return Ok(None);
+        }
+        let signer = read(&next)?;
+        let listed = self.ring(control)?;
+        if !listed.is_some_and(|ring| ring::is_in_force(&ring, writer, signer.vkey())) {
+            return Ok(None);
+        }
+        let io = |source| KeysError::Io { path: next.clone(), source };
+        fs::rename(&next, self.path(writer)).map_err(io)?;
+        File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(io)?;
+        Ok(Some(signer))
     }
 
     fn check_name(&self, name: &str) -> Result<(), KeysError> {
@@ -176,12 +300,29 @@ impl Keys {
         Ok(())
     }
 
-    fn enter_vkey(&self, control: &Control, name: &str, vkey: &str) -> Result<Keyring, KeysError> {
+    /// A writer's public key carries its name.
+    fn check_vkey(&self, name: &str, vkey: &str) -> Result<(), KeysError> {
+        self.check_name(name)?;
+        let wrong = |source| KeysError::Source { place: vkey.to_owned(), source };
+        custody_schemas::seal::key::check(vkey).map_err(wrong)?;
+        let expected = self.key_name(name);
+        if vkey.split('+').next() == Some(&expected) {
+            return Ok(());
+        }
+        Err(wrong(KeyError::Malformed(format!("the key of {name} must be called {expected}"))))
+    }
+
+    /// Changes the keyring in force, under the root's signature; `change` says whether it has.
+    fn change(
+        &self,
+        control: &Control,
+        change: impl Fn(&mut Keyring, Uint) -> Result<bool, KeysError>,
+    ) -> Result<Keyring, KeysError> {
         let root = self.root()?;
         let mut done = Ok(Keyring::default());
         control.update(KEYRING, |note| {
-            let (ring, change) = match self.entered(note, &root, name, vkey) {
-                Ok(entered) => entered,
+            let (ring, change) = match self.changed(note, &root, &change) {
+                Ok(changed) => changed,
                 Err(error) => {
                     done = Err(error);
                     return Change::Keep;
@@ -195,13 +336,12 @@ impl Keys {
         Ok(ring)
     }
 
-    /// The keyring with the writer on it, and what that changes.
-    fn entered(
+    /// The keyring after a change, and what that is to control state.
+    fn changed(
         &self,
         note: Option<&Json>,
         root: &Signer,
-        name: &str,
-        vkey: &str,
+        change: impl Fn(&mut Keyring, Uint) -> Result<bool, KeysError>,
     ) -> Result<(Keyring, Change), KeysError> {
         let mut ring = match note {
             Some(Json::Text(note)) => {
@@ -209,9 +349,10 @@ impl Keys {
             }
             _ => Keyring { deployment: self.deployment.clone(), ..Keyring::default() },
         };
-        if !enter(&mut ring, name, vkey, Uint::new(now())) {
+        if !change(&mut ring, Uint::new(now()))? {
             return Ok((ring, Change::Keep));
         }
+        ring.edition += 1;
         let note = ring.sign(root).map_err(KeysError::Keyring)?;
         Ok((ring, Change::Set(Json::from(note))))
     }
@@ -231,11 +372,11 @@ impl Keys {
     /// [`KeysError::NotEnrolled`] names the command that enrols it.
     pub fn admit(&self, control: &Control, writer: &Signer) -> Result<Keyring, KeysError> {
         let (name, vkey) = (self.short(writer), writer.vkey());
-        let listed = |key: &WriterKey| is_in_force(key, name) && key.vkey == vkey;
         match self.ring(control)? {
             // nothing is to be written, so that this works while Kafka is away, too
-            Some(ring) if ring.writers.iter().any(listed) => Ok(ring),
-            _ if self.path(ROOT).exists() => self.enrol(control, writer),
+            Some(ring) if ring::is_in_force(&ring, name, vkey) => Ok(ring),
+            Some(ring) if ring::is_retired(&ring, name) => Err(KeysError::Retired(name.to_owned())),
+            _ if self.has_root() => self.enrol(control, writer),
             _ => {
                 let (writer, vkey) = (name.to_owned(), vkey.to_owned());
                 Err(KeysError::NotEnrolled { writer, vkey, deployment: self.deployment.clone() })
@@ -272,7 +413,7 @@ impl Keys {
 
     /// The root's public key as it is known here.
     fn pinned(&self) -> Result<Option<String>, KeysError> {
-        if self.path(ROOT).exists() {
+        if self.has_root() {
             return Ok(Some(self.root()?.vkey().to_owned()));
         }
         let path = self.dir.join(PIN);
@@ -308,131 +449,37 @@ impl Keys {
         self.dir.join(format!("{name}.key"))
     }
 
-    fn key(&self, name: &str) -> Result<Signer, KeysError> {
-        let path = self.path(name);
-        let io = |source| KeysError::Io { path: path.clone(), source };
-        match fs::read_to_string(&path) {
-            Ok(text) => {
-                if fs::metadata(&path).map_err(io)?.permissions().mode() & 0o077 != 0 {
-                    return Err(KeysError::Exposed(path));
-                }
-                Signer::parse(&text).map_err(|source| KeysError::Key { path: path.clone(), source })
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let key_name = match name {
-                    LOG => self.deployment.clone(),
-                    _ => format!("{}/{name}", self.deployment),
-                };
-                let (signer, text) = Signer::from_seed(&key_name, &rand::random())
-                    .map_err(|source| KeysError::Key { path: path.clone(), source })?;
-                match store(&self.dir, &path, &text) {
-                    // another process was faster: its key is the one
-                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => self.key(name),
-                    Err(error) => Err(io(error)),
-                    Ok(()) => {
-                        tracing::info!(path = %path.display(), vkey = signer.vkey(), "made a key");
-                        Ok(signer)
-                    }
-                }
-            }
-            Err(error) => Err(io(error)),
+    /// The name that a key carries.
+    fn key_name(&self, name: &str) -> String {
+        match name {
+            LOG => self.deployment.clone(),
+            _ => format!("{}/{name}", self.deployment),
         }
     }
-}
 
-fn is_in_force(key: &WriterKey, name: &str) -> bool {
-    key.name == name && key.until.is_none() && !key.retired
-}
-
-/// Lists the writer's key; whether anything changed.
-fn enter(ring: &mut Keyring, name: &str, vkey: &str, now: Uint) -> bool {
-    let keys = if name == LOG { &mut ring.log } else { &mut ring.writers };
-    if keys.iter().any(|key| is_in_force(key, name) && key.vkey == vkey) {
-        return false;
-    }
-    for key in keys.iter_mut().filter(|key| is_in_force(key, name)) {
-        key.until = Some(now);
-    }
-    keys.push(WriterKey {
-        name: name.to_owned(),
-        vkey: vkey.to_owned(),
-        from: now,
-        until: None,
-        retired: false,
-    });
-    ring.edition += 1;
-    true
-}
-
-/// Writes a key file that never exists half written.
-fn store(dir: &Path, path: &Path, text: &str) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    let new = path.with_extension(format!("{:08x}.new", rand::random::<u32>()));
-    let mut options = OpenOptions::new();
-    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-    file.write_all(text.as_bytes())?;
-    file.write_all(b"\n")?;
-    file.sync_all()?;
-    // a hard link does not replace a key that another process has made meanwhile
-    let linked = fs::hard_link(&new, path);
-    fs::remove_file(&new)?;
-    linked?;
-    File::open(dir)?.sync_all()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_key_is_made_once_for_its_owner_only_and_read_back_ever_after() {
-        let dir = tempfile::tempdir().unwrap();
-        let keys = Keys::new(dir.path().join("keys"), "audit.example");
-        let first = keys.writer("edge-1").unwrap();
-        assert_eq!(first.name(), "audit.example/edge-1");
-        assert_eq!(keys.writer("edge-1").unwrap().vkey(), first.vkey());
-        assert_ne!(keys.root().unwrap().vkey(), first.vkey());
-        let path = dir.path().join("keys/edge-1.key");
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
-        assert!(matches!(keys.writer("edge-1"), Err(KeysError::Exposed(_))));
-        assert!(matches!(keys.writer("root"), Err(KeysError::Key { .. })));
-        assert!(matches!(keys.writer("../x"), Err(KeysError::Key { .. })));
+    fn key(&self, name: &str) -> Result<Signer, KeysError> {
+        match self.source(name) {
+            Some(source) => source.signer(&self.key_name(name)),
+            None => self.made(name, &self.key_name(name)),
+        }
     }
 
-    #[test]
-    fn the_key_of_the_log_carries_the_deployments_name_and_is_no_writers() {
-        let dir = tempfile::tempdir().unwrap();
-        let keys = Keys::new(dir.path().join("keys"), "audit.example");
-        let control = Control::open(&dir.path().join("control")).unwrap();
-        assert!(keys.log().unwrap().is_none() && !keys.has_root());
-        let signer = keys.enrol_log(&control).unwrap();
-        assert_eq!(signer.name(), "audit.example");
-        assert_eq!(keys.log().unwrap().unwrap().vkey(), signer.vkey());
-        let signed = keys.signed_ring(&control).unwrap().unwrap();
-        assert_eq!((signed.ring.of_log(), signed.ring.writers.len()), (vec![signer.vkey()], 0));
-        assert!(Keyring::verify(&signed.note, &signed.root_vkey).is_ok());
-        assert!(matches!(keys.writer("log"), Err(KeysError::Key { .. })));
-    }
-
-    #[test]
-    fn a_writer_is_enrolled_once_and_a_new_key_closes_the_old_one() {
-        let dir = tempfile::tempdir().unwrap();
-        let keys = Keys::new(dir.path().join("keys"), "audit.example");
-        let control = Control::open(&dir.path().join("control")).unwrap();
-        let writer = keys.writer("edge-1").unwrap();
-        let ring = keys.enrol(&control, &writer).unwrap();
-        assert_eq!((ring.edition, ring.writers.len()), (1, 1));
-        assert_eq!(ring.writers[0].name, "edge-1");
-        assert_eq!(keys.enrol(&control, &writer).unwrap(), ring);
-        fs::remove_file(dir.path().join("keys/edge-1.key")).unwrap();
-        drop(control);
-        let control = Control::open(&dir.path().join("control")).unwrap();
-        let ring = keys.enrol(&control, &keys.writer("edge-1").unwrap()).unwrap();
-        assert_eq!((ring.edition, ring.writers.len()), (2, 2));
-        assert!(ring.writers[0].until.is_some() && ring.writers[1].until.is_none());
-        fs::remove_file(dir.path().join("keys/root.key")).unwrap();
-        let refused = keys.enrol(&control, &writer);
-        assert!(matches!(refused, Err(KeysError::Keyring(_))));
+    /// The key in the folder's file of this name, made if it is not there.
+    fn made(&self, name: &str, key_name: &str) -> Result<Signer, KeysError> {
+        let path = self.path(name);
+        if path.exists() {
+            return read(&path);
+        }
+        let (signer, text) = Signer::from_seed(key_name, &rand::random())
+            .map_err(|source| KeysError::Key { path: path.clone(), source })?;
+        match store(&self.dir, &path, &text) {
+            // another process was faster: its key is the one
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => read(&path),
+            Err(source) => Err(KeysError::Io { path, source }),
+            Ok(()) => {
+                tracing::info!(path = %path.display(), vkey = signer.vkey(), "made a key");
+                Ok(signer)
+            }
+        }
     }
 }
